@@ -1,0 +1,1 @@
+"""maskpipe: chats and text to packed Arrow shards in which every token carries the right role and loss flag."""

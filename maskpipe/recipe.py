@@ -1,0 +1,152 @@
+"""The recipe: everything that decides the bytes of a dataset, apart from the input and the tokenizer.
+
+One frozen dataclass is the Python keyword arguments, the YAML keys, the command line flags, their help and the
+provenance record, so the five cannot disagree. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from maskpipe.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How records become sequences. Every field has a default that is safe: wrong labels are refused, not repaired."""
+
+    objective: Literal["sft", "pretrain", "preference"] = "sft"
+    """Which tokens can get loss: sft, what `train_on` selects; pretrain, all; preference, responses in pairs."""
+    sequence_length: int = 8192
+    """Tokens per packed row, at least 2."""
+    train_on: tuple[str, ...] = ("assistant",)
+    """Selectors, in order; a leading '-' takes away. `assistant`, `assistant.reasoning`, `assistant.tool_call`,
+    `assistant.stop`, `tool.content`, `user`, `all`; `last_turn` or `turns:0,2,-1` keep only those assistant turns."""
+    train_on_empty_reasoning: bool = False
+    """Give loss to an empty reasoning block that the template added by itself."""
+
+    chat_template: str | None = None
+    """Text of a Jinja chat template, or the path of one; None takes the tokenizer's own."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of every render, such as {"enable_thinking": true}; a record's own come on top."""
+    clock: str = "2026-01-01T00:00:00"
+    """What `strftime_now` shows in templates that print the date (ISO 8601): a setting, so that bytes do not depend on
+    the day."""
+    on_history_rewrite: Literal["split", "last", "accept", "refuse"] = "split"
+    """A turn whose context is not what inference would feed: split, its own document; last, only the last turn is
+    trained; accept, train it in place; refuse, no loss."""
+    sampled_text: Literal["template", "verbatim"] = "template"
+    """What a split turn's tail is: as the template writes it, or the message's own text exactly as given."""
+    on_content_lost: Literal["refuse", "count"] = "refuse"
+    """Content, tool calls or tool definitions that the template drops, or prints as Python repr."""
+
+    control_tokens_in_content: Literal["text", "refuse", "keep"] = "text"
+    """Control-token text inside content: encoded as ordinary text, refused, or kept as the control token."""
+    control_tokens_allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per role, control tokens that its content may own, such as {"assistant": ["<think>", "</think>"]}."""
+    tokenizer_backend: Literal["auto", "tokenizers"] = "auto"
+    """Who computes the ids; the ids are the same with all of them."""
+
+    on_too_long: Literal["refuse", "drop", "truncate", "split"] = "truncate"
+    """Documents longer than a sequence: an error, dropped, cut at a turn border (chats), or split (text only)."""
+    packing: Literal["best_fit", "first_fit", "concat_split", "none"] = "best_fit"
+    """How documents fill sequences; concat_split cuts documents and is for text only."""
+
+    on_bad_record: Literal["stop", "reject"] = "stop"
+    """A record that cannot be read or understood: stop with an error, or list it in rejects.jsonl and go on."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Column names of the data → the names maskpipe knows, such as {"dialog": "messages"}."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Role names of the data → the names the template knows, such as {"human": "user"}."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train_on, str):
+            object.__setattr__(self, "train_on", tuple(part.strip() for part in self.train_on.split("+")))
+        for name in ("train_on",):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(
+            self, "control_tokens_allowed", {role: tuple(tokens) for role, tokens in self.control_tokens_allowed.items()}
+        )
+        if self.sequence_length < 2:
+            raise UsageError(f"sequence_length must be at least 2, got {self.sequence_length}")
+        for entry in dataclasses.fields(self):
+            choices = _CHOICES.get(entry.name)
+            value = getattr(self, entry.name)
+            if choices and value not in choices:
+                raise UsageError(f"{entry.name} must be one of {', '.join(choices)}; got {value!r}{_nearest(str(value), choices)}")
+        if self.packing == "concat_split" and self.objective != "pretrain":
+            raise UsageError("packing='concat_split' cuts documents, so it needs objective='pretrain'; chats are never cut")
+        if self.on_too_long == "split" and self.objective != "pretrain":
+            raise UsageError("on_too_long='split' cuts documents, so it needs objective='pretrain'; chats are never cut")
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """A Recipe from YAML or JSON values. UsageError names an unknown key and the nearest known one."""
+        known = [entry.name for entry in dataclasses.fields(Recipe)]
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{where}: unknown key {key!r}{_nearest(str(key), known)}")
+        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @staticmethod
+    def load(path: str | Path) -> Recipe:
+        """The recipe in a YAML file."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+        return Recipe.from_dict(values, where=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for YAML and JSON, every field, in the order of definition."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "objective": ("sft", "pretrain", "preference"),
+    "on_history_rewrite": ("split", "last", "accept", "refuse"),
+    "sampled_text": ("template", "verbatim"),
+    "on_content_lost": ("refuse", "count"),
+    "control_tokens_in_content": ("text", "refuse", "keep"),
+    "tokenizer_backend": ("auto", "tokenizers"),
+    "on_too_long": ("refuse", "drop", "truncate", "split"),
+    "packing": ("best_fit", "first_fit", "concat_split", "none"),
+    "on_bad_record": ("stop", "reject"),
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
