@@ -2,8 +2,223 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "layout.h"
+#include "pack.h"
+#include "runs.h"
+
 namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+// The values of a one-dimensional, contiguous, aligned array of exactly this dtype; else TypeError or ValueError naming
+// the argument. Valid as long as the array lives.
+template <typename Value>
+std::span<const Value> view(const py::object& argument, const std::string& name) {
+  const std::string dtype = py::str(py::dtype::of<Value>());
+  if (!py::isinstance<py::array>(argument)) {
+    throw py::type_error(name + " must be a numpy array of " + dtype + ", got " + Py_TYPE(argument.ptr())->tp_name);
+  }
+  const auto array = py::reinterpret_borrow<py::array>(argument);
+  if (!py::isinstance<py::array_t<Value>>(array)) {
+    throw py::type_error(name + " must be a numpy array of " + dtype + ", got dtype " +
+                         std::string(py::str(array.dtype())));
+  }
+  if (array.ndim() != 1) {
+    throw py::value_error(name + " must have one dimension, got " + std::to_string(array.ndim()));
+  }
+  const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Value) == 0;
+  if (!(array.flags() & py::array::c_style) || !aligned) {
+    throw py::value_error(name + " must be contiguous and aligned in memory; pass numpy.ascontiguousarray of a copy");
+  }
+  return {static_cast<const Value*>(array.data()), static_cast<std::size_t>(array.size())};
+}
+
+std::int64_t integer(const py::object& argument, const std::string& name) {
+  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(argument.ptr()));
+  if (!number) {
+    PyErr_Clear();
+    throw py::type_error(name + " must be an integer, got " + Py_TYPE(argument.ptr())->tp_name);
+  }
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  if (overflow != 0) throw py::value_error(name + " does not fit 64 bits, got " + std::string(py::str(number)));
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+std::int32_t integer32(const py::object& argument, const std::string& name) {
+  const std::int64_t value = integer(argument, name);
+  if (value != static_cast<std::int32_t>(value)) {
+    throw py::value_error(name + " does not fit 32 bits, got " + std::to_string(value));
+  }
+  return static_cast<std::int32_t>(value);
+}
+
+// A numpy array that owns the vector: nothing is copied.
+template <typename Value>
+py::array_t<Value> to_numpy(std::vector<Value>&& values) {
+  auto owned = std::make_unique<std::vector<Value>>(std::move(values));
+  const Value* data = owned->data();
+  const auto size = static_cast<py::ssize_t>(owned->size());
+  py::capsule owner(owned.get(), [](void* vector) { delete static_cast<std::vector<Value>*>(vector); });
+  owned.release();
+  return py::array_t<Value>(size, data, owner);
+}
+
+template <typename Call>
+auto without_gil(Call call) {
+  py::gil_scoped_release nogil;
+  return call();
+}
+
+py::object named_tuple(py::module_& m, const char* name, const char* fields) {
+  py::object type = py::module_::import("collections").attr("namedtuple")(name, fields, "module"_a = "maskpipe._core");
+  m.attr(name) = type;
+  return type;
+}
+
+void bind_pack(py::module_& m) {
+  const auto to_tuple = [](maskpipe::Packing&& packing) {
+    return py::make_tuple(to_numpy(std::move(packing.order)), to_numpy(std::move(packing.offsets)));
+  };
+  m.def(
+      "best_fit",
+      [to_tuple](const py::object& lengths, const py::object& capacity) {
+        const auto in = view<std::int32_t>(lengths, "lengths");
+        const std::int64_t most = integer(capacity, "capacity");
+        return to_tuple(without_gil([&] { return maskpipe::best_fit(in, most); }));
+      },
+      "lengths"_a, "capacity"_a);
+  m.def(
+      "first_fit",
+      [to_tuple](const py::object& lengths, const py::object& capacity) {
+        const auto in = view<std::int32_t>(lengths, "lengths");
+        const std::int64_t most = integer(capacity, "capacity");
+        return to_tuple(without_gil([&] { return maskpipe::first_fit(in, most); }));
+      },
+      "lengths"_a, "capacity"_a);
+}
+
+maskpipe::RunsView runs_view(const py::object& ends, const py::object& roles, const py::object& parts,
+                             const py::object& flags, const py::object& messages, const py::object& offsets,
+                             const char* offsets_name) {
+  return {view<std::int32_t>(ends, "run_ends"),         view<std::uint8_t>(roles, "run_roles"),
+          view<std::uint8_t>(parts, "run_parts"),       view<std::uint8_t>(flags, "run_flags"),
+          view<std::int32_t>(messages, "run_messages"), view<std::int64_t>(offsets, offsets_name)};
+}
+
+void bind_runs(py::module_& m) {
+  const py::object runs_type =
+      named_tuple(m, "Runs", "run_ends run_roles run_parts run_flags run_messages run_offsets");
+  m.def(
+      "encode_runs",
+      [runs_type](const py::object& roles, const py::object& parts, const py::object& flags, const py::object& messages,
+                  const py::object& offsets) {
+        const auto role_ids = view<std::uint8_t>(roles, "roles");
+        const auto part_ids = view<std::uint8_t>(parts, "parts");
+        const auto flag_bits = view<std::uint8_t>(flags, "flags");
+        const auto message_ids = view<std::int32_t>(messages, "messages");
+        const auto document_offsets = view<std::int64_t>(offsets, "offsets");
+        maskpipe::Runs runs = without_gil(
+            [&] { return maskpipe::encode_runs(role_ids, part_ids, flag_bits, message_ids, document_offsets); });
+        return runs_type(to_numpy(std::move(runs.ends)), to_numpy(std::move(runs.roles)),
+                         to_numpy(std::move(runs.parts)), to_numpy(std::move(runs.flags)),
+                         to_numpy(std::move(runs.messages)), to_numpy(std::move(runs.offsets)));
+      },
+      "roles"_a, "parts"_a, "flags"_a, "messages"_a, "offsets"_a);
+  m.def(
+      "expand_runs",
+      [](const py::object& run_ends, const py::object& values, const py::object& run_offsets,
+         const py::object& lengths) -> py::object {
+        const auto ends = view<std::int32_t>(run_ends, "run_ends");
+        const auto offsets = view<std::int64_t>(run_offsets, "run_offsets");
+        const bool ragged = py::isinstance<py::array>(lengths) && py::reinterpret_borrow<py::array>(lengths).ndim() > 0;
+        const std::int64_t one = ragged ? 0 : integer(lengths, "lengths");
+        const auto each = ragged ? view<std::int64_t>(lengths, "lengths") : std::span(&one, 1);
+        if (py::isinstance<py::array_t<std::uint8_t>>(values)) {
+          const auto bytes = view<std::uint8_t>(values, "values");
+          return to_numpy(without_gil([&] { return maskpipe::expand_runs(ends, bytes, offsets, each); }));
+        }
+        if (py::isinstance<py::array_t<std::int32_t>>(values)) {
+          const auto numbers = view<std::int32_t>(values, "values");
+          return to_numpy(without_gil([&] { return maskpipe::expand_runs(ends, numbers, offsets, each); }));
+        }
+        throw py::type_error("values must be a numpy array of uint8 or int32");
+      },
+      "run_ends"_a, "values"_a, "run_offsets"_a, "lengths"_a);
+}
+
+void bind_layout(py::module_& m) {
+  const py::object rows_type = named_tuple(
+      m, "Rows", "input_ids run_ends run_roles run_parts run_flags run_messages row_run_offsets n_loss piece_ends");
+  m.def(
+      "lay_out",
+      [rows_type](const py::object& ids, const py::object& id_offsets, const py::object& run_ends,
+                  const py::object& run_roles, const py::object& run_parts, const py::object& run_flags,
+                  const py::object& run_messages, const py::object& run_offsets, const py::object& piece_documents,
+                  const py::object& piece_starts, const py::object& piece_stops, const py::object& row_offsets,
+                  const py::object& sequence_length, const py::object& pad_id) {
+        const maskpipe::DocumentsView documents{
+            view<std::int32_t>(ids, "ids"), view<std::int64_t>(id_offsets, "id_offsets"),
+            runs_view(run_ends, run_roles, run_parts, run_flags, run_messages, run_offsets, "run_offsets")};
+        const maskpipe::PiecesView pieces{
+            view<std::int64_t>(piece_documents, "piece_documents"), view<std::int32_t>(piece_starts, "piece_starts"),
+            view<std::int32_t>(piece_stops, "piece_stops"), view<std::int64_t>(row_offsets, "row_offsets")};
+        const std::int64_t length = integer(sequence_length, "sequence_length");
+        const std::int32_t pad = integer32(pad_id, "pad_id");
+        maskpipe::Rows rows = without_gil([&] { return maskpipe::lay_out(documents, pieces, length, pad); });
+        return rows_type(to_numpy(std::move(rows.input_ids)), to_numpy(std::move(rows.runs.ends)),
+                         to_numpy(std::move(rows.runs.roles)), to_numpy(std::move(rows.runs.parts)),
+                         to_numpy(std::move(rows.runs.flags)), to_numpy(std::move(rows.runs.messages)),
+                         to_numpy(std::move(rows.runs.offsets)), to_numpy(std::move(rows.n_loss)),
+                         to_numpy(std::move(rows.piece_ends)));
+      },
+      "ids"_a, "id_offsets"_a, "run_ends"_a, "run_roles"_a, "run_parts"_a, "run_flags"_a, "run_messages"_a,
+      "run_offsets"_a, "piece_documents"_a, "piece_starts"_a, "piece_stops"_a, "row_offsets"_a, "sequence_length"_a,
+      "pad_id"_a);
+}
+
+void bind_check(py::module_& m) {
+  const py::object violation_type = named_tuple(m, "Violation", "row position code message");
+  m.def(
+      "check_rows",
+      [violation_type](const py::object& input_ids, const py::object& run_ends, const py::object& run_roles,
+                       const py::object& run_parts, const py::object& run_flags, const py::object& run_messages,
+                       const py::object& row_run_offsets, const py::object& document_ends,
+                       const py::object& row_document_offsets, const py::object& n_loss,
+                       const py::object& sequence_length, const py::object& vocab_size) -> py::object {
+        const maskpipe::RowsView rows{
+            view<std::int32_t>(input_ids, "input_ids"),
+            runs_view(run_ends, run_roles, run_parts, run_flags, run_messages, row_run_offsets, "row_run_offsets"),
+            view<std::int32_t>(document_ends, "document_ends"),
+            view<std::int64_t>(row_document_offsets, "row_document_offsets"), view<std::int32_t>(n_loss, "n_loss")};
+        const std::int64_t length = integer(sequence_length, "sequence_length");
+        const std::int64_t vocabulary = integer(vocab_size, "vocab_size");
+        const std::optional<maskpipe::Violation> violation =
+            without_gil([&] { return maskpipe::check_rows(rows, length, vocabulary); });
+        if (!violation) return py::none();
+        return violation_type(violation->row, violation->position, violation->code, violation->message);
+      },
+      "input_ids"_a, "run_ends"_a, "run_roles"_a, "run_parts"_a, "run_flags"_a, "run_messages"_a, "row_run_offsets"_a,
+      "document_ends"_a, "row_document_offsets"_a, "n_loss"_a, "sequence_length"_a, "vocab_size"_a);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "Loops over tokens and documents. See the headers in csrc/ for what each function promises.";
+  bind_pack(m);
+  bind_runs(m);
+  bind_layout(m);
+  bind_check(m);
 }
