@@ -1,0 +1,14 @@
+"""Chat templates: what the unmodified template prints, where every character comes from, what the model samples.
+
+origin.py       a str that remembers where its characters came from
+environment.py  Jinja2's sandbox as transformers sets it up, plain and tracking
+render.py       input → Trace: text, and origins that cover it
+sampled.py      the sampled rule, verified per turn
+lost.py         what the template dropped
+spans.py        Trace + turns → Spans, the public form
+shadow.py       the independent proof: unique code points through plain Jinja2
+"""
+
+from maskpipe.template.spans import ChatTemplate, Rendered, Span
+
+__all__ = ["ChatTemplate", "Rendered", "Span"]

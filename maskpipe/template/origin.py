@@ -1,0 +1,523 @@
+"""A str that remembers, for every character, where it came from: through slicing, joining, stripping, splitting,
+replacing, case mapping and formatting.
+
+    content = Tracked(" Hi ", origin 7)          ' Hi '   [0:4] <- 7[0:4]
+    "<u>" + content.strip() + "</u>"             '<u>Hi</u>'   [3:5] <- 7[1:3]
+
+An origin is (start, end, source, source_start, source_end): characters start..end of this string came from characters
+source_start..source_end of the source. `source` >= 0 numbers a leaf of the input (render.py keeps the table); a
+negative one is literal text of the template, tagged with the message the template's loop stood on (`scaffold`).
+Characters no origin covers are literal text that has not been printed yet. Where a mapping is one to one, both sides
+have the same length; an escape such as '\\n' keeps the whole range of what it stands for.
+
+Python calls the reflected method of a str subclass first, and Jinja2 looks methods up on the object, so overriding
+here is enough for everything but C code that joins strings itself; environment.py re-routes those places.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import index
+from typing import Any, SupportsIndex
+
+Origin = tuple[int, int, int, int, int]
+Origins = tuple[Origin, ...]
+
+
+def scaffold(message: int) -> int:
+    """The source number of literal template text printed while the loop stood on `message` (-1: on none)."""
+    return -2 - message
+
+
+def scaffold_message(source: int) -> int:
+    """The message of a scaffold source number."""
+    return -2 - source
+
+
+class Tracked(str):
+    """A str with origins. Create it with `track` or `make`; every operation of str gives what str gives."""
+
+    __slots__ = ("_origins",)
+    _origins: Origins
+
+    def __str__(self) -> str:
+        return self
+
+    def __repr__(self) -> str:
+        return str.__repr__(plain(self))
+
+    def __format__(self, spec: str) -> str:
+        return str.__format__(plain(self), spec)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return (str, (plain(self),))
+
+    # -- joining
+
+    def __add__(self, other: str) -> str:
+        return concat((self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> str:
+        return concat((other, self)) if isinstance(other, str) else NotImplemented
+
+    def __mul__(self, times: SupportsIndex) -> str:
+        return concat([self] * index(times))
+
+    __rmul__ = __mul__
+
+    def join(self, parts: Iterable[str]) -> str:
+        return join(self, parts)
+
+    # -- parts of itself
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        size = len(self)
+        if isinstance(key, slice):
+            start, stop, step = key.indices(size)
+            if step == 1:
+                return cut(self, start, max(start, stop))
+            return concat([cut(self, at, at + 1) for at in range(start, stop, step)])
+        at = index(key)
+        at = at + size if at < 0 else at
+        if not 0 <= at < size:
+            raise IndexError("string index out of range")
+        return cut(self, at, at + 1)
+
+    def __iter__(self) -> Iterator[str]:
+        for at in range(len(self)):
+            yield cut(self, at, at + 1)
+
+    def lstrip(self, chars: str | None = None, /) -> str:
+        return cut(self, len(self) - len(str.lstrip(self, chars)), len(self))
+
+    def rstrip(self, chars: str | None = None, /) -> str:
+        return cut(self, 0, len(str.rstrip(self, chars)))
+
+    def strip(self, chars: str | None = None, /) -> str:
+        start = len(self) - len(str.lstrip(self, chars))
+        return cut(self, start, max(start, len(str.rstrip(self, chars))))
+
+    def removeprefix(self, prefix: str, /) -> str:
+        return cut(self, len(prefix), len(self)) if prefix and self.startswith(prefix) else self
+
+    def removesuffix(self, suffix: str, /) -> str:
+        return cut(self, 0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+        return self._pieces(str.split(self, sep, maxsplit), sep)
+
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+        return self._pieces(str.rsplit(self, sep, maxsplit), sep)
+
+    def _pieces(self, parts: list[str], sep: str | None) -> list[str]:
+        out = []
+        at = 0
+        for part in parts:
+            if sep is None:
+                at = str.find(self, part, at)
+            out.append(cut(self, at, at + len(part)))
+            at += len(part) + (len(sep) if sep else 0)
+        return out
+
+    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
+        out = []
+        at = 0
+        for full, line in zip(str.splitlines(self, True), str.splitlines(self, keepends), strict=True):
+            out.append(cut(self, at, at + len(line)))
+            at += len(full)
+        return out
+
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        return self._three(str.partition(self, sep))
+
+    def rpartition(self, sep: str, /) -> tuple[str, str, str]:
+        return self._three(str.rpartition(self, sep))
+
+    def _three(self, parts: tuple[str, str, str]) -> tuple[str, str, str]:
+        first, second = len(parts[0]), len(parts[0]) + len(parts[1])
+        return cut(self, 0, first), cut(self, first, second), cut(self, second, len(self))
+
+    # -- changed copies
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:  # type: ignore[override]
+        left = index(count)
+        out: list[str] = []
+        if not old:  # str inserts `new` before every character and at the end
+            for at in range(len(self)):
+                if left != 0:
+                    out.append(new)
+                    left -= 1
+                out.append(cut(self, at, at + 1))
+            return concat([*out, new] if left != 0 else out)
+        at = 0
+        while left != 0:
+            found = str.find(self, old, at)
+            if found < 0:
+                break
+            out += (cut(self, at, found), new)
+            at = found + len(old)
+            left -= 1
+        return concat([*out, cut(self, at, len(self))])
+
+    def upper(self) -> str:
+        return mapped(self, str.upper)
+
+    def lower(self) -> str:
+        return mapped(self, str.lower)
+
+    def casefold(self) -> str:
+        return mapped(self, str.casefold)
+
+    def swapcase(self) -> str:
+        return mapped(self, str.swapcase)
+
+    def capitalize(self) -> str:
+        return mapped(self, str.capitalize)
+
+    def title(self) -> str:
+        return mapped(self, str.title)
+
+    def translate(self, table: Any, /) -> str:
+        return mapped(self, lambda text: str.translate(text, table))
+
+    def center(self, width: SupportsIndex, fill: str = " ", /) -> str:  # type: ignore[override]
+        return aligned(str.center(plain(self), width, fill), self)
+
+    def ljust(self, width: SupportsIndex, fill: str = " ", /) -> str:  # type: ignore[override]
+        return concat((self, str.ljust(plain(self), width, fill)[len(self) :]))
+
+    def rjust(self, width: SupportsIndex, fill: str = " ", /) -> str:  # type: ignore[override]
+        text = str.rjust(plain(self), width, fill)
+        return concat((text[: len(text) - len(self)], self))
+
+    def zfill(self, width: SupportsIndex, /) -> str:
+        return aligned(str.zfill(plain(self), width), self)
+
+    def expandtabs(self, tabsize: SupportsIndex = 8) -> str:  # type: ignore[override]
+        return aligned(str.expandtabs(plain(self), tabsize), self)
+
+    # -- formatting
+
+    def __mod__(self, values: Any) -> str:
+        return formatted(lambda text, args: str.__mod__(text, args), self, values)
+
+    def __rmod__(self, template: str) -> str:
+        return formatted(lambda text, args: str.__mod__(text, args), template, (self,))
+
+    def format(self, *args: Any, **kwargs: Any) -> str:
+        return formatted(lambda text, given: str.format(text, *given[0], **given[1]), self, (args, kwargs))
+
+    def format_map(self, mapping: Mapping[str, Any], /) -> str:  # type: ignore[override]
+        return formatted(lambda text, given: str.format_map(text, given), self, dict(mapping))
+
+
+class TrackedInt(int):
+    """An int of the input; printing it gives tracked text."""
+
+    _origin: int
+
+
+class TrackedFloat(float):
+    """A float of the input; printing it gives tracked text."""
+
+    _origin: int
+
+
+class TrackedBool(int):
+    """A bool of the input (bool itself cannot be subclassed): compares, hashes and prints as one."""
+
+    _origin: int
+
+    def __str__(self) -> str:
+        return "True" if self else "False"
+
+    __repr__ = __str__
+
+
+def make(text: str, origins: Origins) -> Tracked:
+    """`text` with these origins, in order, not overlapping."""
+    tracked = Tracked.__new__(Tracked, text)
+    tracked._origins = origins
+    return tracked
+
+
+def track(text: str, source: int) -> Tracked:
+    """`text` as the whole of leaf `source`."""
+    return make(text, ((0, len(text), source, 0, len(text)),) if text else ())
+
+
+def plain(text: str) -> str:
+    """The same characters as an exact str."""
+    return str.__str__(text)
+
+
+def origins_of(value: Any) -> Origins:
+    return value._origins if isinstance(value, Tracked) else ()
+
+
+def concat(parts: Iterable[str]) -> str:
+    """`"".join` that keeps origins; an exact str when no part has any."""
+    parts = list(parts)
+    text = str.join("", parts)
+    origins: list[Origin] = []
+    at = 0
+    for part in parts:
+        if type(part) is Tracked:
+            if at:
+                origins.extend([(a + at, b + at, source, c, d) for a, b, source, c, d in part._origins])
+            else:
+                origins.extend(part._origins)
+        at += len(part)
+    return make(text, tuple(origins)) if origins else text
+
+
+def join(separator: str, parts: Iterable[str]) -> str:
+    """`separator.join` that keeps origins."""
+    out: list[str] = []
+    for number, part in enumerate(parts):
+        if number and separator:
+            out.append(separator)
+        if not isinstance(part, str):
+            raise TypeError(f"sequence item {number}: expected str instance, {type(part).__name__} found")
+        out.append(part)
+    return concat(out)
+
+
+def cut(text: Tracked, start: int, stop: int) -> Tracked:
+    """`text[start:stop]` for 0 <= start <= stop."""
+    if start == 0 and stop >= len(text):
+        return text
+    out = []
+    for a, b, source, c, d in text._origins:
+        if b <= start:
+            continue
+        if a >= stop:
+            break
+        left, right = max(a, start), min(b, stop)
+        if left >= right:
+            continue
+        if b - a == d - c:
+            out.append((left - start, right - start, source, c + left - a, c + right - a))
+        else:
+            out.append((left - start, right - start, source, c, d))
+    return make(str.__getitem__(text, slice(start, stop)), tuple(out))
+
+
+def mapped(text: Tracked, function: Callable[[str], str]) -> str:
+    """A per-character mapping such as upper(); characters that become several ('ﬁ' → 'FI') keep their one source."""
+    whole = function(plain(text))
+    if len(whole) == len(text):
+        return make(whole, text._origins)
+    sizes = [len(function(char)) for char in plain(text)]
+    if sum(sizes) != len(whole):
+        return aligned(whole, text)
+    out = []
+    at = 0
+    for char, size in zip(text, sizes, strict=True):
+        origin = origins_of(char)
+        if origin and size:
+            out.append((at, at + size, *origin[0][2:]))
+        at += size
+    return make(whole, tuple(out))
+
+
+def aligned(result: str, *sources: str) -> str:
+    """`result` with the origins of the characters of `sources` that appear in it in order: for the few functions
+    (centring, wrapping, stripping tags) whose output is their input with something added or taken out."""
+    source = concat(sources)
+    if not origins_of(source):
+        return result
+    out = []
+    at = 0
+    text = plain(source)
+    for char in result:
+        found = text.find(char, at)
+        out.append(source[found] if found >= 0 else char)
+        at = found + 1 if found >= 0 else at
+    return concat(out)
+
+
+_FIRST_STAND_IN = 0x10F000
+
+
+def formatted(function: Callable[[str, Any], str], template: str, args: Any) -> str:
+    """A C-level formatter, run twice: once for the text, once with one-character stand-ins for the tracked arguments,
+    which are then put back. Where the two disagree (a width counts characters), the text is aligned instead."""
+    values: dict[str, str] = {}
+
+    def swap(value: Any, swap_in: bool) -> Any:
+        if isinstance(value, Tracked):
+            if not swap_in:
+                return plain(value)
+            stand_in = chr(_FIRST_STAND_IN + len(values))
+            values[stand_in] = value
+            return stand_in
+        if isinstance(value, TrackedInt | TrackedFloat | TrackedBool):
+            return bool(value) if isinstance(value, TrackedBool) else value
+        if isinstance(value, tuple):
+            return tuple(swap(entry, swap_in) for entry in value)
+        if isinstance(value, list):
+            return [swap(entry, swap_in) for entry in value]
+        if isinstance(value, dict):
+            return {plain(key) if isinstance(key, str) else key: swap(entry, swap_in) for key, entry in value.items()}
+        return value
+
+    text = function(plain(template), swap(args, False))
+    if chr(_FIRST_STAND_IN) in text or origins_of(template):
+        return aligned(text, template, *_leaves(args))
+    try:
+        spliced = concat(
+            [
+                values.get(p, p)
+                for p in re.split("([\U0010f000-\U0010fffd])", function(plain(template), swap(args, True)))
+            ]
+        )
+    except (TypeError, ValueError):
+        spliced = ""
+    return spliced if spliced == text else aligned(text, *_leaves(args))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _leaves(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _leaves(entry)
+
+
+# -- text of values that are not strings
+
+
+def has_origin(value: Any) -> bool:
+    """Is anything inside `value` tracked?"""
+    if isinstance(value, Tracked | TrackedInt | TrackedFloat | TrackedBool):
+        return True
+    if isinstance(value, dict):
+        return any(has_origin(key) or has_origin(entry) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return any(has_origin(entry) for entry in value)
+    return False
+
+
+def to_text(value: Any) -> str:
+    """`str(value)` that keeps origins, inside containers too."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, TrackedInt | TrackedFloat | TrackedBool):
+        return track(_number_text(value), value._origin)
+    if isinstance(value, dict | list | tuple) and has_origin(value):
+        return to_repr(value)
+    return str(value)
+
+
+def _number_text(value: TrackedInt | TrackedFloat | TrackedBool) -> str:
+    if isinstance(value, TrackedBool):
+        return "True" if value else "False"
+    return int.__repr__(value) if isinstance(value, TrackedInt) else float.__repr__(value)
+
+
+def to_repr(value: Any) -> str:
+    """`repr(value)` that keeps origins."""
+    if isinstance(value, Tracked):
+        text = repr(plain(value))
+        quote = text[0]  # repr picks it by the whole string
+
+        def escape(char: str) -> str:
+            if char in "'\"":
+                return "\\" + char if char == quote else char
+            return repr(char)[1:-1]
+
+        return concat((quote, _escaped(value, text[1:-1], _REPR_ESCAPES, escape), quote))
+    if isinstance(value, TrackedInt | TrackedFloat | TrackedBool):
+        return to_text(value)
+    if isinstance(value, dict):
+        entries: list[str] = []
+        for key, entry in value.items():
+            entries += (", ", to_repr(key), ": ", to_repr(entry)) if entries else (to_repr(key), ": ", to_repr(entry))
+        return concat(("{", *entries, "}"))
+    if isinstance(value, list | tuple):
+        opening, closing = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
+        return concat((opening, join(", ", [to_repr(entry) for entry in value]), closing))
+    return repr(value)
+
+
+_REPR_ESCAPES = re.compile(r"['\"\\]|[^ -~]")
+_JSON_ESCAPES = re.compile(r'["\\\x00-\x1f]')
+_JSON_ASCII_ESCAPES = re.compile(r'["\\]|[^ -~]')
+
+
+def _escaped(text: Tracked, whole: str, candidates: re.Pattern[str], escape: Callable[[str], str]) -> str:
+    """`whole`, the escaped form of `text`, where an escape keeps the source character that it stands for."""
+    if len(whole) == len(text):
+        return make(whole, text._origins)
+    out: list[str] = []
+    done = 0
+    for match in candidates.finditer(plain(text)):
+        char = match.group()
+        replacement = escape(char)
+        if replacement != char:
+            at = match.start()
+            origin = cut(text, at, at + 1)._origins
+            out.append(cut(text, done, at))
+            out.append(make(replacement, ((0, len(replacement), *origin[0][2:]),)) if origin else replacement)
+            done = at + 1
+    out.append(cut(text, done, len(text)))
+    return concat(out)
+
+
+def to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """`json.dumps` with transformers' defaults that keeps origins: the `tojson` filter of chat templates."""
+    if not has_origin(value):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    item_separator, key_separator = separators or ((",", ": ") if indent is not None else (", ", ": "))
+    step = " " * indent if isinstance(indent, int) else indent
+
+    escapes = _JSON_ASCII_ESCAPES if ensure_ascii else _JSON_ESCAPES
+
+    def escape(text: str) -> str:
+        return json.dumps(text, ensure_ascii=ensure_ascii)[1:-1]
+
+    def scalar(value: Any) -> str:
+        if isinstance(value, Tracked):
+            return concat(('"', _escaped(value, escape(plain(value)), escapes, escape), '"'))
+        if isinstance(value, TrackedBool):
+            return track("true" if value else "false", value._origin)
+        if isinstance(value, TrackedInt | TrackedFloat):
+            return track(json.dumps(value), value._origin)
+        return json.dumps(value, ensure_ascii=ensure_ascii)
+
+    def key_text(key: Any) -> str:
+        if isinstance(key, Tracked):
+            return scalar(key)
+        if isinstance(key, str):
+            return json.dumps(key, ensure_ascii=ensure_ascii)
+        return json.dumps({key: 0}).rpartition(": 0")[0][1:]  # json's own spelling of numbers, booleans, null as keys
+
+    def write(value: Any, level: int) -> Iterator[str]:
+        if not isinstance(value, dict | list | tuple) or not value:
+            yield scalar(value)
+            return
+        opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
+        line = "" if step is None else "\n" + step * (level + 1)
+        yield opening
+        entries = list(value.items()) if isinstance(value, dict) else [(None, entry) for entry in value]
+        if isinstance(value, dict) and sort_keys:
+            entries.sort(key=lambda entry: entry[0])
+        for number, (key, entry) in enumerate(entries):
+            yield (item_separator if number else "") + line
+            if isinstance(value, dict):
+                yield key_text(key)
+                yield key_separator
+            yield from write(entry, level + 1)
+        if step is not None:
+            yield "\n" + step * level
+        yield closing
+
+    return concat(write(value, 0))

@@ -1,0 +1,469 @@
+"""The sampled rule: which characters of a rendered conversation would the model itself emit at inference?
+
+For the assistant turn i, inference feeds P = render(messages[:i], add_generation_prompt=True) and the model samples up
+to and including the stop token. Nothing here knows a template: each claim is established by rendering, per turn.
+
+    whole        <u>Hi<e>\\n<a>Hello<e>\\n          render(messages)
+    P            <u>Hi<e>\\n<a>                     a prefix of whole: the turn starts where P ends
+    alone        <u>Hi<e>\\n<a>Hello<e>\\n          render(messages[:i+1]): the turn as its template writes it when last
+    sampled                     Hello<e>
+
+A turn is exact when P is a prefix of the whole, nothing of another message is inside the turn, all of its own shown
+text is, the turn shows as much as it would as the last one, and it ends with the same stop token. Source of the rule:
+reference/templates.md of the project's design notes; decisions in docs/decisions/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from maskpipe.errors import TemplateError
+from maskpipe.roles import Part, Verdict
+from maskpipe.template import origin
+from maskpipe.template.render import Engine, Trace, Wrapped, wrap
+
+_MARKER_LIKE = re.compile(r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]")
+"""What looks like a control token when no tokenizer says which strings are."""
+
+_OWN_WORD = "Zq7xReasoningProbe"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was established about one assistant turn of one text; positions are characters of that text."""
+
+    message: int
+    verdict: Verdict
+    start: int
+    """First sampled character."""
+    stop: int
+    """End of the sampled characters, the stop token included."""
+    stop_token: tuple[int, int] | None
+    """Where the stop token stands, None when the template writes none."""
+    empty_reasoning: tuple[int, int] | None
+    """An empty reasoning block that the template added at the head of the turn."""
+    cut: int
+    """Where the prompt ends: inference encodes the text before it on its own. -1 when no prompt ends in this text."""
+    reason: str = ""
+    """Why the verdict is not exact, in words."""
+
+    @property
+    def trainable_in_place(self) -> bool:
+        return not self.verdict & (Verdict.HISTORY_DIFFERS | Verdict.REFUSED)
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a template, under given keyword arguments, ends plain assistant turns and writes empty reasoning. Learned
+    from canned conversations when the template is loaded, so that it never depends on the data."""
+
+    stops_last: tuple[str, ...]
+    stops_middle: tuple[str, ...]
+    empty_reasoning: tuple[str, ...]
+    """Texts between prompt and content that the template writes for a message without reasoning; longest first."""
+
+
+@dataclass
+class Sampling:
+    """Analyses conversations of one template. `control_tokens` are the strings the tokenizer knows as single tokens."""
+
+    engine: Engine
+    control_tokens: Sequence[str] = ()
+    stop_tokens: Sequence[str] = ()
+    _habits: dict[str, Habits] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        words = sorted(
+            {token for token in self.control_tokens if token.strip()}, key=lambda token: (-len(token), token)
+        )
+        self._control = re.compile("|".join(map(re.escape, words))) if words else _MARKER_LIKE
+
+    def controls(self, text: str) -> list[tuple[int, int, str]]:
+        """(start, end, token) of the control tokens in literal text, left to right."""
+        return [(match.start(), match.end(), match.group()) for match in self._control.finditer(text)]
+
+    # -- one conversation
+
+    def turns(self, wrapped: Wrapped, whole: Trace) -> list[Turn]:
+        """The assistant turns of a whole render, in order."""
+        habits = self.habits(wrapped.kwargs)
+        last = len(wrapped.messages) - 1
+        out = []
+        for index, message in enumerate(wrapped.messages):
+            if message.get("role") != "assistant":
+                continue
+            try:
+                prompt = self.engine.plain_of(wrapped, index, add_generation_prompt=True)
+                alone = whole if index == last else self.engine.trace(wrapped, index + 1)
+                start = len(prompt) if whole.text.startswith(prompt) else None
+                if start is None:
+                    traced = self.engine.trace(wrapped, index, add_generation_prompt=True)
+                    start = self._start_after_header(index, traced, whole)
+                    out.append(self._turn(index, start, False, whole, alone, habits))
+                else:
+                    out.append(self._turn(index, start, True, whole, alone, habits))
+            except TemplateError as error:
+                out.append(_refused(index, f"the turn's prompt cannot be rendered: {error}"))
+        return out
+
+    def own_document(self, wrapped: Wrapped, index: int) -> tuple[Trace | None, Turn]:
+        """The turn alone: P followed by its sampled tail as the template writes it when that turn is last.
+
+        None, and a refused turn, when the tail cannot be isolated.
+        """
+        habits = self.habits(wrapped.kwargs)
+        try:
+            prompt = self.engine.trace(wrapped, index, add_generation_prompt=True)
+            alone = self.engine.trace(wrapped, index + 1)
+        except TemplateError as error:
+            return None, _refused(index, f"the turn's prompt cannot be rendered: {error}")
+        if alone.text.startswith(prompt.text):
+            glued, reason = alone, "split"
+        else:
+            start = self._start_after_header(index, prompt, alone)
+            if start is None:
+                return None, _refused(
+                    index, "the turn's own text cannot be told from its history, even as the last turn"
+                )
+            problem = self._unanswered(index, prompt, alone)
+            if problem:
+                return None, _refused(index, problem)
+            glued, reason = (
+                _glued(prompt, alone, start),
+                "continues a prompt that the template does not write in history",
+            )
+        turn = self._turn(index, len(prompt.text), True, glued, glued, habits)
+        if turn.verdict & Verdict.REFUSED:
+            return None, turn
+        document = Trace(glued.text[: turn.stop], glued.cut(0, turn.stop), glued.leaves, glued.reprs, glued.roles)
+        return document, replace(turn, verdict=turn.verdict | Verdict.HISTORY_DIFFERS, reason=reason)
+
+    def _turn(
+        self, index: int, start: int | None, prompt_is_prefix: bool, whole: Trace, alone: Trace, habits: Habits
+    ) -> Turn:
+        """One turn of `whole`; `alone` is the conversation cut after it (`whole` itself for the last turn)."""
+        reasons: list[str] = []
+        verdict = Verdict.EXACT
+        own = _own_range(whole, index)
+        if start is None:
+            return _refused(index, "the start of the turn cannot be found")
+        if not prompt_is_prefix:
+            verdict |= Verdict.HISTORY_DIFFERS
+            reasons.append("the text before it is not the prompt that inference would feed")
+        if own is not None and own[0] < start:
+            return _refused(index, "text of the turn stands before the end of its own prompt")
+        end_of_own = max(start, own[1] if own is not None else start)
+        if _has_other_data(whole, start, end_of_own, index):
+            return _refused(index, "text of another message stands inside the turn")
+
+        stop, reason = self._stop(index, whole, end_of_own, alone, habits)
+        if reason:
+            verdict |= Verdict.HISTORY_DIFFERS
+            reasons.append(reason)
+        if stop is None:
+            verdict |= Verdict.NO_STOP
+            reasons.append("the template writes no stop token after it")
+            end = end_of_own + self._closing(index, whole, end_of_own, alone)
+        else:
+            end = stop[1]
+        if _has_other_data(whole, end_of_own, end, index):
+            return _refused(index, "text of another message stands between the turn and its stop token")
+
+        if alone is not whole and _shown(whole, index) < _shown(alone, index):
+            verdict |= Verdict.HISTORY_DIFFERS
+            reasons.append("later messages make the template show less of it")
+        head = whole.text[start : own[0]] if own is not None else whole.text[start:end]
+        empty = next((text for text in habits.empty_reasoning if head.startswith(text)), "")
+        return Turn(
+            index,
+            verdict,
+            start,
+            end,
+            stop,
+            (start, start + len(empty)) if empty else None,
+            start if prompt_is_prefix else -1,
+            "; ".join(reasons),
+        )
+
+    def _start_after_header(self, index: int, prompt: Trace, whole: Trace) -> int | None:
+        """Where the turn starts in a text that its prompt is no prefix of: after what the literal text before the turn
+        has in common with the literal end of the prompt, and what the prompt's own ending already supplies."""
+        header_start, header, common, overlap, _ = self._compare_headers(index, prompt, whole)
+        return header_start + common + overlap if common or not header else None
+
+    def _compare_headers(self, index: int, prompt: Trace, whole: Trace) -> tuple[int, str, int, int, str]:
+        """The literal text before the turn beside the literal end of its prompt: where it starts, the text, how much
+        both share, how much more of it the prompt's own ending supplies, and what else that ending holds."""
+        start, stop = _literal_before(whole, index)
+        header = whole.text[start:stop]
+        ending = prompt.text[_end_of_data(prompt) :]
+        common = self._common_length(header, ending)
+        rest, supplied = header[common:], ending[common:]
+        overlap = next(
+            (size for size in range(min(len(rest), len(supplied)), 0, -1) if supplied.endswith(rest[:size])), 0
+        )
+        return start, header, common, overlap, supplied[: len(supplied) - overlap]
+
+    def _unanswered(self, index: int, prompt: Trace, alone: Trace) -> str:
+        """Why the turn's text must not be put after a prompt that the template does not write before it.
+
+        A prompt may end with text that history lacks: an empty reasoning block (opened and closed) suits a turn without
+        reasoning; one that only opens reasoning is answered by reasoning, which the template did not write here.
+        """
+        *_, supplied = self._compare_headers(index, prompt, alone)
+        if not supplied.strip():
+            return ""
+        shown = f"the prompt ends with {supplied.strip()!r}, which the template does not write before this turn"
+        if _shows_reasoning(alone, index):
+            return f"{shown}'s reasoning"
+        if len(self.controls(supplied)) < 2:
+            return f"{shown}, and nothing in the turn answers it"
+        return ""
+
+    def _stop(
+        self, index: int, whole: Trace, after: int, alone: Trace, habits: Habits
+    ) -> tuple[tuple[int, int] | None, str]:
+        """Where the stop token of the turn stands in `whole`, and why the turn differs from itself as the last one."""
+        own = _own_range(alone, index)
+        alone_start = own[1] if own is not None else None
+        if alone_start is None:
+            alone_start = after if alone is whole or alone.text[:after] == whole.text[:after] else len(alone.text)
+        tail_alone = _literal_tail(alone, alone_start, index)
+        last = self._last_stop(tail_alone, habits.stops_last)
+        if alone is whole:
+            return (None, "") if last is None else ((after + last[0], after + last[1]), "")
+        tail = _literal_tail(whole, after, index)
+        common = self._common_length(tail_alone.text, tail.text)
+        if last is not None and last[1] <= common:
+            return (after + last[0], after + last[1]), ""
+        rest = tail.text[common:]
+        middle = next(
+            ((start, end, token) for start, end, token in self.controls(rest) if not rest[:start].strip()), None
+        )
+        if middle is None:
+            return None, "" if last is None else "as the last turn it would end with a stop token"
+        place = (after + common + middle[0], after + common + middle[1])
+        if last is None or tail_alone.text[last[0] : last[1]] == middle[2]:
+            return place, ""
+        return place, f"it ends with {middle[2]!r}, as the last turn with {tail_alone.text[last[0] : last[1]]!r}"
+
+    def _last_stop(self, tail: _Tail, habitual: Sequence[str]) -> tuple[int, int] | None:
+        found = self.controls(tail.text)
+        for start, end, token in found:
+            if token in habitual:
+                return start, end
+        for start, end, token in found:
+            if token in self.stop_tokens:
+                return start, end
+        own = [(start, end) for start, end, _ in found if end <= tail.own]
+        return own[-1] if own else None
+
+    def _common_length(self, first: str, second: str) -> int:
+        """Length of the common prefix, not ending inside a control token of either."""
+        length = len(os.path.commonprefix([first, second]))
+        for text in (first, second):
+            for start, end, _ in self.controls(text):
+                if start < length < end:
+                    length = start
+        return length
+
+    def _closing(self, index: int, whole: Trace, after: int, alone: Trace) -> int:
+        """Literal text that closes a turn without a stop token, such as the end of a tool call."""
+        own = _own_range(alone, index)
+        if own is None:
+            return 0
+        tail = _literal_tail(whole, after, index)
+        closing = os.path.commonprefix([_literal_tail(alone, own[1], index).text, tail.text])
+        return len(closing[: tail.own].rstrip())
+
+    # -- what a template does, whatever the data
+
+    def habits(self, kwargs: Mapping[str, Any]) -> Habits:
+        """The template's habits under these keyword arguments."""
+        key = repr(sorted((name, str(value)) for name, value in kwargs.items()))
+        if key not in self._habits:
+            self._habits[key] = self._learn(kwargs)
+        return self._habits[key]
+
+    def _learn(self, kwargs: Mapping[str, Any]) -> Habits:
+        user, answer = {"role": "user", "content": "Question one?"}, {"role": "assistant", "content": "Answer one."}
+        plain_kwargs = {name: str(value) if isinstance(value, str) else value for name, value in kwargs.items()}
+
+        def trace(
+            messages: list[dict[str, Any]], prompt: bool = False, switch: dict[str, Any] | None = None
+        ) -> Trace | None:
+            try:
+                return self.engine.trace(
+                    wrap(messages, kwargs={**plain_kwargs, **(switch or {})}), add_generation_prompt=prompt
+                )
+            except TemplateError:
+                return None
+
+        last = trace([user, answer])
+        middle = trace([user, answer, {"role": "user", "content": "Question two?"}])
+        stops_last, stops_middle = self._learn_stops(last, middle)
+        empty: set[str] = set()
+        prompt = trace([user], prompt=True)
+        call = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {"a": "b"}}}
+        for shape in (answer, {**answer, "tool_calls": [call]}):
+            turn = last if shape is answer else trace([user, shape])
+            if turn is not None and prompt is not None:
+                empty |= self._empty_by_switch(prompt, turn, trace, user)
+                empty |= _empty_by_probe(prompt, turn, trace([user, {**shape, "reasoning_content": _OWN_WORD}]))
+        ordered = tuple(sorted(empty, key=lambda text: (-len(text), text)))
+        return Habits(stops_last, stops_middle, ordered)
+
+    def _learn_stops(self, last: Trace | None, middle: Trace | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        own_last = _own_range(last, 1) if last is not None else None
+        if last is None or own_last is None:
+            return (), ()
+        tail = _literal_tail(last, own_last[1], 1)
+        own_middle = _own_range(middle, 1) if middle is not None else None
+        if middle is None or own_middle is None:
+            found = [token for _, end, token in self.controls(tail.text) if end <= tail.own]
+            return tuple(found[:1]), ()
+        inside = _literal_tail(middle, own_middle[1], 1)
+        common = self._common_length(tail.text, inside.text)
+        shared = [(end, token) for _, end, token in self.controls(tail.text[:common])]
+        declared = [token for _, token in shared if token in self.stop_tokens]
+        own = [token for end, token in shared if end <= tail.own]
+        if declared or own or shared:
+            stop = declared[0] if declared else own[-1] if own else shared[0][1]
+            return (stop,), (stop,)
+        first_last = [
+            token for start, end, token in self.controls(tail.text) if end <= tail.own and not tail.text[:start].strip()
+        ]
+        first_middle = [token for start, _, token in self.controls(inside.text) if not inside.text[:start].strip()]
+        return tuple(first_last[:1]), tuple(first_middle[:1])
+
+    def _empty_by_switch(self, prompt: Trace, last: Trace, trace: Any, user: dict[str, Any]) -> set[str]:
+        """What a switch of the template adds to the prompt, where the template writes the same into an answer that
+        has no reasoning: the prompt supplies it, so the model need not learn to write it."""
+        found = set()
+        answer = last.text[len(prompt.text) :] if last.text.startswith(prompt.text) else ""
+        for name in sorted(self.engine.variables):
+            for value in (False, True):
+                switched = trace([user], prompt=True, switch={name: value})
+                if switched is not None and switched.text.startswith(prompt.text):
+                    added = switched.text[len(prompt.text) :]
+                    if added.strip() and answer.startswith(added):
+                        found.add(added)
+        return found
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """Literal text after a turn's own last character, up to the next data."""
+
+    text: str
+    own: int
+    """How much of it was printed while the template's loop stood on the turn; all of it where that is not known."""
+
+
+def _empty_by_probe(prompt: Trace, last: Trace, probed: Trace | None) -> set[str]:
+    """With reasoning the template writes opening + reasoning + closing before the content; where it writes just
+    opening + closing without, that is an empty reasoning block."""
+    own = _own_range(last, 1)
+    if (
+        probed is None
+        or own is None
+        or not last.text.startswith(prompt.text)
+        or not probed.text.startswith(prompt.text)
+    ):
+        return set()
+    head = last.text[len(prompt.text) : own[0]]
+    at = probed.text.find(_OWN_WORD, len(prompt.text))
+    content = probed.text.find("Answer one.", at)
+    if at < 0 or content < 0 or not head.strip():
+        return set()
+    around = probed.text[len(prompt.text) : at] + probed.text[at + len(_OWN_WORD) : content]
+    return {head} if "".join(around.split()) == "".join(head.split()) else set()
+
+
+def _refused(index: int, reason: str) -> Turn:
+    return Turn(index, Verdict.REFUSED, 0, 0, None, None, -1, reason)
+
+
+def _own_range(trace: Trace, index: int) -> tuple[int, int] | None:
+    """From the first to the last character of the message's own text, None when it shows none."""
+    first = last = None
+    for entry in trace.origins:
+        leaf = trace.leaf(entry)
+        if leaf is not None and leaf.message == index:
+            first = entry[0] if first is None else first
+            last = entry[1]
+    return None if first is None or last is None else (first, last)
+
+
+def _shown(trace: Trace, index: int) -> int:
+    """How many distinct characters of the message's own text are shown, white space aside."""
+    shown: set[tuple[int, int]] = set()
+    for entry in trace.origins:
+        leaf = trace.leaf(entry)
+        if leaf is not None and leaf.message == index:
+            shown.update((entry[2], at) for at in range(entry[3], entry[4]) if not leaf.text[at].isspace())
+    return len(shown)
+
+
+def _data(trace: Trace, start: int, stop: int) -> Iterable[int]:
+    """Messages (-1: none) whose own text stands in text[start:stop]."""
+    for number in range(trace.first_at(start), len(trace.origins)):
+        entry = trace.origins[number]
+        if entry[0] >= stop:
+            break
+        leaf = trace.leaf(entry)
+        if leaf is not None:
+            yield leaf.message
+
+
+def _has_other_data(trace: Trace, start: int, stop: int, index: int) -> bool:
+    return any(message != index for message in _data(trace, start, stop))
+
+
+def _literal_tail(trace: Trace, start: int, index: int) -> _Tail:
+    """The literal text after `start` up to the next data, and how much of it belongs to message `index`."""
+    stop = start
+    own = 0
+    for number in range(trace.first_at(start), len(trace.origins)):
+        entry = trace.origins[number]
+        if trace.leaf(entry) is not None:
+            break
+        stop = entry[1]
+        if trace.message(entry) == index:
+            own = stop - start
+    known = any(entry[2] == origin.scaffold(index) for entry in trace.origins)
+    return _Tail(trace.text[start:stop], own if known else stop - start)
+
+
+def _shows_reasoning(trace: Trace, index: int) -> bool:
+    leaves = (trace.leaf(entry) for entry in trace.origins)
+    return any(leaf is not None and leaf.message == index and leaf.part is Part.REASONING for leaf in leaves)
+
+
+def _end_of_data(trace: Trace) -> int:
+    """Where the last data of a text ends."""
+    return next((entry[1] for entry in reversed(trace.origins) if trace.leaf(entry) is not None), 0)
+
+
+def _literal_before(trace: Trace, index: int) -> tuple[int, int]:
+    """The literal text before the first own text of a message; of one that shows none, before the next data."""
+    start = 0
+    for entry in trace.origins:
+        leaf = trace.leaf(entry)
+        if leaf is None:
+            continue
+        if leaf.message >= index:
+            return start, entry[0]
+        start = entry[1]
+    return start, len(trace.text)
+
+
+def _glued(prompt: Trace, alone: Trace, start: int) -> Trace:
+    """The prompt followed by what `alone` has from `start` on."""
+    shift = len(prompt.text)
+    tail = tuple((a + shift, b + shift, source, c, d) for a, b, source, c, d in alone.cut(start, len(alone.text)))
+    return Trace(prompt.text + alone.text[start:], prompt.origins + tail, alone.leaves, alone.reprs, alone.roles)

@@ -1,0 +1,199 @@
+"""Spans: the public form of a rendered conversation; contiguous, covering the text exactly, each with one provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from maskpipe.errors import TemplateError
+from maskpipe.roles import Part, Role, Verdict
+from maskpipe.template import origin
+from maskpipe.template.lost import Lost, find_lost
+from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, wrap
+from maskpipe.template.sampled import Sampling, Turn
+
+_THINK_END = "</think>"
+"""How data marks the end of reasoning inside a message's content."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of characters text[start:end] with one provenance."""
+
+    start: int
+    end: int
+    role: Role
+    part: Part
+    message: int
+    """Index in the messages, -1 for none."""
+    sampled: bool
+    """The model itself would emit these characters at inference."""
+    source: tuple[Path, int, int] | None
+    """(field path, start, end): the characters of the input these came from; None for literal text of the template."""
+    empty_reasoning: bool = False
+    """Part of an empty reasoning block that the template added."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as its template prints it."""
+
+    text: str
+    spans: list[Span]
+    """Contiguous from 0 to len(text)."""
+    turns: list[Turn]
+    """What was established about each assistant turn."""
+    lost: list[Lost]
+    """Fields of the input that the template dropped, or printed as Python repr."""
+
+    def sampled_text(self) -> list[str]:
+        """The sampled characters, one string per run."""
+        out: list[str] = []
+        last = -1
+        for span in self.spans:
+            if span.sampled:
+                if span.start == last:
+                    out[-1] += self.text[span.start : span.end]
+                else:
+                    out.append(self.text[span.start : span.end])
+                last = span.end
+        return out
+
+
+class ChatTemplate:
+    """A chat template, unmodified, rendered with provenance.
+
+    source: the template's text, or the path of a file with it. `control_tokens`: strings that the tokenizer knows as
+    single tokens; without them the stop token is recognised by its look. `stop_tokens` default to `eos_token`.
+    Raises TemplateError when it does not parse.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        control_tokens: Sequence[str] = (),
+        stop_tokens: Sequence[str] | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+        clock: str = DEFAULT_CLOCK,
+    ) -> None:
+        text = read_template(source)
+        names = {"bos_token": bos_token, "eos_token": eos_token, **(special_tokens or {})}
+        self.engine = Engine(text, special_tokens=names, clock=clock)
+        self.sampling = Sampling(
+            self.engine,
+            control_tokens,
+            tuple(stop_tokens) if stop_tokens is not None else tuple(filter(None, [eos_token])),
+        )
+
+    @property
+    def source(self) -> str:
+        return self.engine.source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        add_generation_prompt: bool = False,
+        **kwargs: Any,
+    ) -> Rendered:
+        """The text that transformers' apply_chat_template(tokenize=False) gives, with a Span for every character.
+
+        Raises TemplateError with the template's own words when it refuses the messages.
+        """
+        wrapped = wrap(messages, tools=tools, documents=documents, kwargs=kwargs)
+        trace = self.engine.trace(wrapped, add_generation_prompt=add_generation_prompt)
+        bare = self.engine.trace(wrapped) if add_generation_prompt else trace
+        turns = self.sampling.turns(wrapped, bare) if trace.text.startswith(bare.text) or bare is trace else []
+        return Rendered(trace.text, list(spans_of(trace, turns)), turns, find_lost(trace))
+
+
+def read_template(source: str) -> str:
+    """The template's text; a short string without Jinja markup is the path of a file with it."""
+    if "{{" in source or "{%" in source or "\n" in source or len(source) > 1024:
+        return source
+    try:
+        return FilePath(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise TemplateError(
+            f"{source!r} is neither a chat template (it has no Jinja markup) nor a readable file: {error.strerror}"
+        ) from None
+
+
+def spans_of(trace: Trace, turns: Sequence[Turn]) -> Iterator[Span]:
+    """The spans of a trace in which these turns are sampled."""
+    cuts = sorted({place for turn in turns for place in _borders(turn)})
+    regions = sorted((turn.start, turn.stop, turn) for turn in turns if turn.stop > turn.start)
+    region = 0
+    for entry in trace.origins:
+        for start, stop, source in _split(trace, entry, cuts):
+            while region < len(regions) and regions[region][1] <= start:
+                region += 1
+            turn = regions[region][2] if region < len(regions) and regions[region][0] <= start else None
+            yield _span(trace, entry[2], start, stop, source, turn)
+
+
+def _span(trace: Trace, source: int, start: int, stop: int, range_: tuple[int, int], turn: Turn | None) -> Span:
+    sampled = turn is not None
+    empty = (
+        turn is not None
+        and turn.empty_reasoning is not None
+        and turn.empty_reasoning[0] <= start < turn.empty_reasoning[1]
+    )
+    if source >= 0:
+        leaf = trace.leaves[source]
+        part = leaf.part
+        if part is Part.CONTENT and leaf.role is Role.ASSISTANT and range_[1] <= _end_of_inline_reasoning(leaf.text):
+            part = Part.REASONING
+        return Span(start, stop, leaf.role, part, leaf.message, sampled, (leaf.path, *range_), empty)
+    message = origin.scaffold_message(source)
+    if turn is not None:
+        is_stop = turn.stop_token is not None and turn.stop_token[0] <= start < turn.stop_token[1]
+        part = Part.STOP if is_stop else Part.REASONING if empty else Part.SCAFFOLD
+        return Span(start, stop, Role.ASSISTANT, part, turn.message, True, None, empty)
+    role = trace.roles[message] if 0 <= message < len(trace.roles) else Role.TEMPLATE
+    return Span(start, stop, role, Part.SCAFFOLD, message, False, None)
+
+
+def _borders(turn: Turn) -> list[int]:
+    out = [turn.start, turn.stop]
+    if turn.stop_token is not None:
+        out += turn.stop_token
+    if turn.empty_reasoning is not None:
+        out += turn.empty_reasoning
+    return out
+
+
+def _split(trace: Trace, entry: origin.Origin, cuts: list[int]) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Pieces (start, stop, source range) of one origin, cut at the borders of turns and at the end of inline reasoning."""
+    a, b, source, c, d = entry
+    places = [place for place in cuts if a < place < b]
+    one_to_one = b - a == d - c
+    if (
+        source >= 0
+        and one_to_one
+        and trace.leaves[source].part is Part.CONTENT
+        and trace.leaves[source].role is Role.ASSISTANT
+    ):
+        inline = a + _end_of_inline_reasoning(trace.leaves[source].text) - c
+        if a < inline < b:
+            places = sorted({*places, inline})
+    start = a
+    for stop in [*places, b]:
+        yield start, stop, (c + start - a, c + stop - a) if one_to_one else (c, d)
+        start = stop
+
+
+def _end_of_inline_reasoning(text: str) -> int:
+    """Where reasoning that stands inside content ends, its closing tag included; 0 when there is none."""
+    at = text.find(_THINK_END)
+    return at + len(_THINK_END) if at >= 0 else 0
+
+
+__all__ = ["ChatTemplate", "Rendered", "Span", "Verdict", "read_template", "spans_of"]
