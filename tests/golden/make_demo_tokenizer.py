@@ -2,8 +2,8 @@
 
     python tests/golden/make_demo_tokenizer.py
 
-A byte-level BPE of VOCABULARY tokens without any normaliser. Turn markers are special tokens; <think> and <tool_call> are
-added but not special, as many model families have them, so that control-token safety is tried on both kinds.
+A byte-level BPE of VOCABULARY tokens without any normaliser. Turn markers are special tokens; <think> and <tool_call>
+are added but not special, as many model families have them, so that control-token safety is tried on both kinds.
 """
 
 from __future__ import annotations
