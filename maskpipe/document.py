@@ -34,7 +34,8 @@ class Document:
     turn: int = -1
     """In a split document the message index of the only trainable turn, else -1."""
     verdicts: dict[int, Verdict] = field(default_factory=dict)
-    """Per assistant turn shown as its own (message index → what was established)."""
+    """What was established about each assistant turn of the conversation (message index → verdict); in a split document
+    the entry of `turn` is about this document, the others are about the whole conversation's text."""
 
     @property
     def sampled(self) -> UInt8:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from maskpipe.roles import Part, Role
-from maskpipe.template.render import KEY, Leaf, Path, Trace
+from maskpipe.template.render import KEY, Leaf, Path, Trace, end_of_inline_reasoning
 
 _NOT_TEXT = ("role", "name", "tool_call_id", "id", "type", "index")
 
@@ -48,8 +48,10 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
     for number, leaf in enumerate(trace.leaves):
         if not _counts(leaf) or (messages is not None and leaf.message >= messages):
             continue
-        pieces = [piece for piece in _uncovered(leaf.text, shown.get(number, [])) if piece.strip() not in scaffold]
+        missing = _uncovered(leaf.text, shown.get(number, []))
+        pieces = [leaf.text[start:stop] for start, stop in missing if leaf.text[start:stop].strip() not in scaffold]
         if pieces:
+            reasoning = leaf.part is Part.REASONING or missing[-1][1] <= end_of_inline_reasoning(leaf)
             whole = sum(map(len, pieces)) >= len(leaf.text.strip())
             text = " … ".join(piece.strip() for piece in pieces)
             out.append(
@@ -57,7 +59,7 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
                     leaf.path,
                     leaf.message,
                     leaf.role,
-                    leaf.part,
+                    Part.REASONING if reasoning else leaf.part,
                     "dropped by the template" if whole else "shown only in part",
                     text if len(text) <= 60 else text[:57] + "...",
                 )
@@ -87,14 +89,14 @@ def _counts(leaf: Leaf) -> bool:
     return path[0] == "documents" and path[-1] != KEY and path[-1] not in _NOT_TEXT
 
 
-def _uncovered(text: str, ranges: list[tuple[int, int]]) -> list[str]:
-    """The pieces of `text`, white space aside, that no range covers."""
+def _uncovered(text: str, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pieces of `text`, those of white space aside, that no range covers."""
     out = []
     at = 0
     for start, stop in sorted(ranges):
         if start > at and text[at:start].strip():
-            out.append(text[at:start])
+            out.append((at, start))
         at = max(at, stop)
     if text[at:].strip():
-        out.append(text[at:])
+        out.append((at, len(text)))
     return out

@@ -64,6 +64,18 @@ class Leaf:
         return self.part is Part.SCAFFOLD
 
 
+_INLINE_REASONING_END = "</think>"
+"""How data marks the end of reasoning that stands inside a message's content."""
+
+
+def end_of_inline_reasoning(leaf: Leaf) -> int:
+    """Where reasoning inside an assistant's content ends, its closing tag included; 0 when there is none."""
+    if leaf.part is not Part.CONTENT or leaf.role is not Role.ASSISTANT:
+        return 0
+    at = leaf.text.find(_INLINE_REASONING_END)
+    return at + len(_INLINE_REASONING_END) if at >= 0 else 0
+
+
 @dataclass(frozen=True)
 class Wrapped:
     """A conversation ready to be rendered with tracking, whole or its first messages."""
@@ -76,6 +88,8 @@ class Wrapped:
     roles: tuple[Role, ...]
     raw: dict[str, Any]
     """What was wrapped: messages, tools, documents and kwargs as given."""
+    traces: dict[tuple[int, bool], Trace]
+    """Renders made so far: (messages, with generation prompt) → Trace. Turns of one conversation share them."""
 
 
 @dataclass(frozen=True)
@@ -179,13 +193,20 @@ class Engine:
 
     def trace(self, wrapped: Wrapped, count: int | None = None, *, add_generation_prompt: bool = False) -> Trace:
         """Renders the first `count` messages (None: all) with tracking."""
+        size = len(wrapped.messages) if count is None else count
+        known = wrapped.traces.get((size, add_generation_prompt))
+        if known is None:
+            known = wrapped.traces[size, add_generation_prompt] = self._trace(wrapped, size, add_generation_prompt)
+        return known
+
+    def _trace(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> Trace:
         environment = self._tracking_environment
         environment.begin()
         context = self._tracking.new_context(
             {
                 **self.special_tokens,
                 **wrapped.kwargs,
-                "messages": wrapped.messages if count is None else wrapped.messages[:count],
+                "messages": wrapped.messages[:count],
                 "tools": wrapped.tools,
                 "documents": wrapped.documents,
                 "add_generation_prompt": add_generation_prompt,
@@ -305,5 +326,6 @@ def wrap(
         },
         leaves=leaves,
         roles=tuple(roles),
+        traces={},
         raw={"messages": list(messages), "tools": tools, "documents": documents, "kwargs": kwargs},
     )

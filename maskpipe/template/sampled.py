@@ -24,7 +24,7 @@ from typing import Any
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Verdict
 from maskpipe.template import origin
-from maskpipe.template.render import Engine, Trace, Wrapped, wrap
+from maskpipe.template.render import REASONING_FIELDS, Engine, Trace, Wrapped, wrap
 
 _MARKER_LIKE = re.compile(r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]")
 """What looks like a control token when no tokenizer says which strings are."""
@@ -141,6 +141,53 @@ class Sampling:
             return None, turn
         document = Trace(glued.text[: turn.stop], glued.cut(0, turn.stop), glued.leaves, glued.reprs, glued.roles)
         return document, replace(turn, verdict=turn.verdict | Verdict.HISTORY_DIFFERS, reason=reason)
+
+    def verbatim_document(self, wrapped: Wrapped, index: int) -> tuple[Trace | None, Turn]:
+        """The turn alone, its tail the message's own text exactly as given: P + (reasoning, then content) + stop token.
+
+        What the prompt already supplies of the content (an opening `<think>`) is not repeated. None, and a refused
+        turn, where the message holds more than text, or reasoning that the prompt does not open.
+        """
+        try:
+            prompt = self.engine.trace(wrapped, index, add_generation_prompt=True)
+        except TemplateError as error:
+            return None, _refused(index, f"the turn's prompt cannot be rendered: {error}")
+        message = wrapped.raw["messages"][index]
+        if message.get("tool_calls") or not isinstance(message.get("content"), str):
+            return None, _refused(index, "sampled_text='verbatim' needs content that is text, without tool calls")
+        by_path = {leaf.path: number for number, leaf in enumerate(wrapped.leaves)}
+        literal = origin.scaffold(index)
+        pieces: list[tuple[str, int, int]] = []  # text, source, start in the source
+        ending = prompt.text[_end_of_data(prompt) :]
+        content = message["content"]
+        reasoning = next(((name, message[name]) for name in REASONING_FIELDS if message.get(name)), None)
+        supplied = 0
+        if reasoning is not None:
+            opening = re.search(r"<([^<>/\s]+)>\s*$", ending)
+            if opening is None or not isinstance(reasoning[1], str):
+                return None, _refused(index, "its prompt does not open reasoning; give the reasoning inside the content")
+            pieces.append((reasoning[1], by_path["messages", index, reasoning[0]], 0))
+            pieces.append((f"\n</{opening[1]}>\n\n", literal, 0))
+        else:
+            supplied = next(
+                (size for size in range(len(content), 0, -1) if (ending.endswith(content[:size]) or ending.rstrip().endswith(content[:size]))), 0
+            )
+            if supplied and not ending.endswith(content[:supplied]):
+                supplied += len(content[supplied:]) - len(content[supplied:].lstrip())
+        if content[supplied:]:
+            pieces.append((content[supplied:], by_path["messages", index, "content"], supplied))
+        habits = self.habits(wrapped.kwargs)
+        stop = next(iter(habits.stops_last + habits.stops_middle + tuple(self.stop_tokens)), "")
+        pieces.append((stop, literal, 0))
+        text, origins = prompt.text, list(prompt.origins)
+        for piece, source, start in pieces:
+            if piece:
+                origins.append((len(text), len(text) + len(piece), source, start, start + len(piece)))
+                text += piece
+        place = (len(text) - len(stop), len(text)) if stop else None
+        verdict = Verdict.HISTORY_DIFFERS if stop else Verdict.HISTORY_DIFFERS | Verdict.NO_STOP
+        turn = Turn(index, verdict, len(prompt.text), len(text), place, None, len(prompt.text), "verbatim")
+        return Trace(text, tuple(origins), prompt.leaves, prompt.reprs, prompt.roles), turn
 
     def _turn(
         self, index: int, start: int | None, prompt_is_prefix: bool, whole: Trace, alone: Trace, habits: Habits

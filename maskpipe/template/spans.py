@@ -11,12 +11,8 @@ from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import origin
 from maskpipe.template.lost import Lost, find_lost
-from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, wrap
+from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, end_of_inline_reasoning, wrap
 from maskpipe.template.sampled import Sampling, Turn
-
-_THINK_END = "</think>"
-"""How data marks the end of reasoning inside a message's content."""
-
 
 @dataclass(frozen=True)
 class Span:
@@ -149,7 +145,7 @@ def _span(trace: Trace, source: int, start: int, stop: int, range_: tuple[int, i
     if source >= 0:
         leaf = trace.leaves[source]
         part = leaf.part
-        if part is Part.CONTENT and leaf.role is Role.ASSISTANT and range_[1] <= _end_of_inline_reasoning(leaf.text):
+        if range_[1] <= end_of_inline_reasoning(leaf):
             part = Part.REASONING
         return Span(start, stop, leaf.role, part, leaf.message, sampled, (leaf.path, *range_), empty)
     message = origin.scaffold_message(source)
@@ -175,25 +171,14 @@ def _split(trace: Trace, entry: origin.Origin, cuts: list[int]) -> Iterator[tupl
     a, b, source, c, d = entry
     places = [place for place in cuts if a < place < b]
     one_to_one = b - a == d - c
-    if (
-        source >= 0
-        and one_to_one
-        and trace.leaves[source].part is Part.CONTENT
-        and trace.leaves[source].role is Role.ASSISTANT
-    ):
-        inline = a + _end_of_inline_reasoning(trace.leaves[source].text) - c
+    if source >= 0 and one_to_one:
+        inline = a + end_of_inline_reasoning(trace.leaves[source]) - c
         if a < inline < b:
             places = sorted({*places, inline})
     start = a
     for stop in [*places, b]:
         yield start, stop, (c + start - a, c + stop - a) if one_to_one else (c, d)
         start = stop
-
-
-def _end_of_inline_reasoning(text: str) -> int:
-    """Where reasoning that stands inside content ends, its closing tag included; 0 when there is none."""
-    at = text.find(_THINK_END)
-    return at + len(_THINK_END) if at >= 0 else 0
 
 
 __all__ = ["ChatTemplate", "Rendered", "Span", "Verdict", "read_template", "spans_of"]

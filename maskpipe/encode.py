@@ -1,0 +1,431 @@
+"""Conversation or Text + Tokenizer → Documents. A pure function of (record, recipe): no clock, no state that shows.
+
+    render once, with provenance ─▶ turns (sampled.py) ─▶ which turns need a document of their own
+      ─▶ one encoding of each whole text ─▶ token bytes merged with spans ─▶ facts per token ─▶ loss (policy.py)
+
+A token takes role, part and message from the span that holds its first byte. It is sampled when all its bytes are;
+one that holds bytes from both sides of that border is not, and is flagged (Flag.STRADDLES).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpipe import _core
+from maskpipe.chat import Conversation, Text
+from maskpipe.document import Document
+from maskpipe.errors import RecordError, TemplateError, UsageError
+from maskpipe.policy import Policy, may_train
+from maskpipe.recipe import Recipe
+from maskpipe.roles import Flag, Part, Role, Verdict
+from maskpipe.template.lost import Lost, find_lost
+from maskpipe.template.render import Trace, Wrapped, wrap
+from maskpipe.template.sampled import Turn
+from maskpipe.template.spans import ChatTemplate, Span, spans_of
+from maskpipe.tokenizer import Encoding, Tokenizer
+
+
+def encode(conversation: Conversation | Text, tokenizer: Tokenizer, recipe: Recipe) -> list[Document]:
+    """The documents of one record, with loss as the recipe decides; at least one, each at most sequence_length long.
+
+    Raises RecordError with a reason code when the record is refused: the template refuses it or loses its content,
+    nothing in it can be trained, it is too long, or it holds control tokens and the recipe refuses those.
+    """
+    return _encoder(tokenizer, recipe.fingerprint(), _Hidden(recipe)).encode(conversation).documents
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """A recipe that a cache does not look at: its fingerprint stands beside it."""
+
+    recipe: Recipe
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=8)
+def _encoder(tokenizer: Tokenizer, fingerprint: str, hidden: _Hidden) -> Encoder:
+    return Encoder(tokenizer, hidden.recipe)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of one record that was kept."""
+
+    documents: list[Document]
+    counts: Counter[str]
+    """What a person should know of: tokens cut or dropped, turns by verdict, control tokens neutralised, …"""
+    lost: list[Lost]
+    """What the template dropped, where the recipe counts it instead of refusing."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """One text of the conversation on its way to becoming a document."""
+
+    trace: Trace
+    turns: list[Turn]
+    own: int
+    """The only trainable turn, -1 for all."""
+
+
+class Encoder:
+    """Encodes records of one tokenizer and one recipe. Raises TemplateError or UsageError when they do not go together."""
+
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        self.tokenizer = tokenizer
+        self.recipe = recipe
+        self.policy = Policy.of(recipe)
+        self._template: ChatTemplate | None = None
+        if recipe.chat_template is not None or tokenizer.chat_template is not None:
+            self._template = ChatTemplate(
+                recipe.chat_template if recipe.chat_template is not None else tokenizer.chat_template or "",
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
+                special_tokens=tokenizer.special_tokens,
+                control_tokens=tuple(tokenizer.added_tokens),
+                stop_tokens=tokenizer.stop_tokens,
+                clock=recipe.clock,
+            )
+
+    @property
+    def template(self) -> ChatTemplate:
+        if self._template is None:
+            raise UsageError(
+                f"the tokenizer {self.tokenizer.name} has no chat template; give one with --chat-template FILE"
+            )
+        return self._template
+
+    def encode(self, record: Conversation | Text) -> Encoded:
+        """The documents of one record. Raises RecordError when it is refused."""
+        counts: Counter[str] = Counter()
+        if isinstance(record, Text):
+            return Encoded(self._text(record, counts), counts, [])
+        if self.recipe.objective == "preference":
+            raise UsageError("objective='preference' is not available yet; use 'sft' or 'pretrain'")
+        wrapped = wrap(
+            record.messages,
+            tools=record.tools,
+            documents=record.documents,
+            kwargs={**self.recipe.chat_template_kwargs, **record.chat_template_kwargs},
+        )
+        try:
+            whole = self.template.engine.trace(wrapped)
+        except TemplateError as error:
+            raise RecordError(str(error), reason="template_error") from None
+        turns = self.template.sampling.turns(wrapped, whole)
+        lost, unshown = self._judge_losses(wrapped, whole, counts)
+        turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
+        views = self._views(wrapped, whole, turns, record)
+        documents, made = self._documents(record, views, turns)
+        behind_a_cut = self._turns_behind_a_cut(documents, turns)
+        if behind_a_cut:
+            turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in turns]
+            views = self._views(wrapped, whole, turns, record)
+            documents, made = self._documents(record, views, turns)
+        counts.update(made)
+        documents = self._fit(documents, counts)
+        return Encoded(self._trainable(documents, counts), counts, lost)
+
+    # -- which texts
+
+    def _judge_losses(self, wrapped: Wrapped, whole: Trace, counts: Counter[str]) -> tuple[list[Lost], dict[int, str]]:
+        """What the template lost and the recipe accepts, and the turns whose own reasoning it does not show (message →
+        why they cannot be trained). Raises RecordError for other content. What only a turn's place in history hides is
+        not lost: the turn's own document shows it."""
+        kept: list[Lost] = []
+        unshown: dict[int, str] = {}
+        last = len(wrapped.messages) - 1
+        for lost in find_lost(whole):
+            if lost.role is Role.ASSISTANT and lost.message != last:
+                try:
+                    alone = self.template.engine.trace(wrapped, lost.message + 1)
+                except TemplateError:
+                    alone = whole
+                if all(other.path != lost.path for other in find_lost(alone, lost.message + 1)):
+                    counts["fields_shortened_in_history"] += 1
+                    continue
+            if self.recipe.on_content_lost == "count" or (
+                lost.part is Part.REASONING and self.recipe.sampled_text == "verbatim"
+            ):
+                counts["fields_lost"] += 1
+                kept.append(lost)
+            elif lost.part is Part.REASONING:
+                unshown[lost.message] = f"{_UNSHOWN} ({lost})"
+                kept.append(lost)
+            else:
+                raise RecordError(
+                    f"the chat template loses content: {lost}. Use a template that shows it, or accept the loss with "
+                    "--on-content-lost count",
+                    reason="content_lost",
+                )
+        return kept, unshown
+
+    def _views(self, wrapped: Wrapped, whole: Trace, turns: list[Turn], record: Conversation) -> list[_View]:
+        """The whole conversation when something in it can be trained, and the turns that need a document of their own."""
+        if self.recipe.objective == "pretrain" or not self.policy.trains_turns:
+            return [_View(whole, turns, -1)]
+        wanted = self.policy.chosen_turns([turn.message for turn in turns])
+        wanted -= {index for index, weight in enumerate(record.weights) if weight == 0}
+        apart = [turn for turn in turns if not may_train(turn.verdict, self.policy)]
+        if self.recipe.on_history_rewrite == "last" and apart:
+            wanted &= {turns[-1].message}
+        views = []
+        if self.policy.trains_others or any(turn.message in wanted for turn in turns if turn not in apart):
+            views.append(_View(whole, turns, -1))
+        if self.recipe.on_history_rewrite in ("split", "last"):
+            views += [view for turn in apart if turn.message in wanted and (view := self._own_view(wrapped, turn))]
+        return views
+
+    def _own_view(self, wrapped: Wrapped, turn: Turn) -> _View | None:
+        sampling = self.template.sampling
+        if self.recipe.sampled_text == "verbatim":
+            trace, own = sampling.verbatim_document(wrapped, turn.message)
+        elif turn.reason.startswith(_UNSHOWN):
+            return None
+        else:
+            trace, own = sampling.own_document(wrapped, turn.message)
+        return None if trace is None else _View(trace, [own], turn.message)
+
+    def _turns_behind_a_cut(self, documents: list[Document], turns: list[Turn]) -> set[int]:
+        """Where inference encodes a prompt up to a cut that the prompts of later turns do not have, the later turns'
+        context is not these ids."""
+        if not documents or documents[0].turn >= 0 or self.recipe.on_history_rewrite == "accept":
+            return set()
+        cuts = np.flatnonzero(documents[0].flags & Flag.CUT_BEFORE)
+        if not len(cuts):
+            return set()
+        first = int(documents[0].message_ids[cuts[0]])
+        return {turn.message for turn in turns if turn.message > first and may_train(turn.verdict, self.policy)}
+
+    # -- one text
+
+    def _documents(
+        self, record: Conversation, views: list[_View], turns: list[Turn]
+    ) -> tuple[list[Document], Counter[str]]:
+        counts: Counter[str] = Counter()
+        return [self._document(record, view, turns, counts) for view in views], counts
+
+    def _document(self, record: Conversation, view: _View, turns: list[Turn], counts: Counter[str]) -> Document:
+        spans = list(spans_of(view.trace, view.turns))
+        verdicts = {turn.message: turn.verdict for turn in turns} | {turn.message: turn.verdict for turn in view.turns}
+        cuts = sorted({turn.cut for turn in view.turns if turn.cut > 0 and may_train(turn.verdict & ~Verdict.HISTORY_DIFFERS, self.policy)})
+        encoding = self._encode_text(view.trace.text, _content_ranges(spans, self.recipe), cuts, counts)
+        facts = _facts(view.trace.text, spans, encoding)
+        counts["tokens"] += len(encoding.input_ids)
+        counts["straddling_tokens"] += int(np.count_nonzero(facts.flags & Flag.STRADDLES))
+        counts["straddling_parts"] += facts.straddling_parts
+        document = Document(
+            input_ids=encoding.input_ids,
+            role_ids=facts.roles,
+            part_ids=facts.parts,
+            flags=facts.flags,
+            message_ids=facts.messages,
+            weights=_weights(record, facts.messages),
+            source=record.source,
+            row=record.row,
+            turn=view.own,
+            verdicts=verdicts,
+        )
+        return with_loss(document, self.policy)
+
+    def _encode_text(
+        self, text: str, content: Sequence[tuple[int, int, frozenset[str] | None]], cuts: Sequence[int], counts: Counter[str]
+    ) -> Encoding:
+        encoding = self.tokenizer.encode(text, content=content, cuts=cuts)
+        if encoding.neutralised and self.recipe.control_tokens_in_content == "refuse":
+            start, _, token = encoding.neutralised[0]
+            raise RecordError(
+                f"content holds the control token {token!r} (character {start} of the rendered text); encode it as "
+                "ordinary text with --control-tokens-in-content text",
+                reason="control_token_in_content",
+            )
+        counts.update(encoding.counts)
+        counts["control_tokens_neutralised"] += len(encoding.neutralised)
+        return encoding
+
+    def _text(self, record: Text, counts: Counter[str]) -> list[Document]:
+        if self.recipe.objective != "pretrain":
+            raise RecordError(
+                f"plain text has no turns to train under objective={self.recipe.objective!r}; use --objective pretrain",
+                reason="text_without_turns",
+            )
+        content = [] if self.recipe.control_tokens_in_content == "keep" else [(0, len(record.text), None)]
+        encoding = self._encode_text(record.text, content if record.text else [], (), counts)
+        size = len(encoding.input_ids)
+        if not size:
+            raise RecordError("the text is empty", reason="nothing_to_train")
+        counts["tokens"] += size
+        document = Document(
+            input_ids=encoding.input_ids,
+            role_ids=np.full(size, Role.TEXT, np.uint8),
+            part_ids=np.full(size, Part.CONTENT, np.uint8),
+            flags=np.full(size, Flag.SAMPLED, np.uint8),
+            message_ids=np.full(size, -1, np.int32),
+            source=record.source,
+            row=record.row,
+        )
+        return self._trainable(self._fit([with_loss(document, self.policy)], counts), counts)
+
+    # -- length, and what is left to train
+
+    def _fit(self, documents: list[Document], counts: Counter[str]) -> list[Document]:
+        """Documents longer than a sequence, as the recipe says."""
+        limit = self.recipe.sequence_length
+        if self.recipe.packing == "concat_split":
+            return documents
+        out = []
+        for document in documents:
+            if len(document) <= limit:
+                out.append(document)
+                continue
+            if self.recipe.on_too_long == "refuse":
+                raise RecordError(
+                    f"a document has {len(document):,} tokens, a sequence holds {limit:,}; raise --sequence-length or "
+                    "choose --on-too-long drop or truncate",
+                    reason="too_long",
+                )
+            if self.recipe.on_too_long == "split" and document.verdicts == {}:
+                counts["documents_split"] += 1
+                out += [_slice(document, start, start + limit) for start in range(0, len(document), limit)]
+                continue
+            size = _whole_turns(document, limit) if self.recipe.on_too_long == "truncate" else 0
+            counts["tokens_dropped_too_long" if size == 0 else "tokens_truncated"] += len(document) - size
+            counts["documents_dropped_too_long" if size == 0 else "documents_truncated"] += 1
+            if size:
+                out.append(_slice(document, 0, size))
+        if not out and documents:
+            raise RecordError(
+                f"every document of the record is longer than a sequence of {limit:,} tokens and has no whole turn that fits",
+                reason="too_long",
+            )
+        return out
+
+    def _trainable(self, documents: list[Document], counts: Counter[str]) -> list[Document]:
+        out = []
+        for document in documents:
+            if document.loss_mask.any():
+                out.append(document)
+            else:
+                counts["documents_dropped_nothing_to_train"] += 1
+                counts["tokens_dropped_nothing_to_train"] += len(document)
+        if not out:
+            raise RecordError("no token of the record gets loss under this recipe", reason="nothing_to_train")
+        return out
+
+
+_UNSHOWN = "the template does not show its reasoning"
+
+
+def _refuse(turn: Turn, reason: str) -> Turn:
+    return replace(turn, verdict=turn.verdict | Verdict.REFUSED, reason=reason)
+
+
+def _set_apart(turn: Turn) -> Turn:
+    return replace(turn, verdict=turn.verdict | Verdict.HISTORY_DIFFERS, reason="an earlier cut changes its context")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    roles: npt.NDArray[np.uint8]
+    parts: npt.NDArray[np.uint8]
+    flags: npt.NDArray[np.uint8]
+    messages: npt.NDArray[np.int32]
+    straddling_parts: int
+
+
+def _facts(text: str, spans: list[Span], encoding: Encoding) -> _Facts:
+    """Facts per token from the spans of the text."""
+    ends = np.fromiter((span.end for span in spans), np.int64, len(spans))
+    if not text.isascii():
+        ends = _core.char_to_byte(text.encode(), ends)
+    first, last = _core.align_facts(encoding.byte_ends, ends)
+    roles = np.fromiter((span.role for span in spans), np.uint8, len(spans))
+    parts = np.fromiter((span.part for span in spans), np.uint8, len(spans))
+    messages = np.fromiter((span.message for span in spans), np.int32, len(spans))
+    sampled = np.fromiter((span.sampled for span in spans), np.int64, len(spans))
+    empty = np.fromiter((span.empty_reasoning for span in spans), np.int64, len(spans))
+    # spans first..last of a token: how many of them are sampled
+    before = np.concatenate(([0], np.cumsum(sampled)))
+    inside = before[last + 1] - before[first]
+    whole = inside == last + 1 - first
+    flags = np.where(whole, Flag.SAMPLED, 0) | np.where(~whole & (inside > 0), Flag.STRADDLES, 0)
+    flags |= np.where(whole & (empty[first] > 0), Flag.EMPTY_REASONING, 0)
+    for token in encoding.cut_before:
+        flags[token] |= Flag.CUT_BEFORE
+    mixed = whole & (first != last) & ((roles[first] != roles[last]) | (parts[first] != parts[last]))
+    return _Facts(
+        roles[first], parts[first], flags.astype(np.uint8), messages[first], int(np.count_nonzero(mixed))
+    )
+
+
+def _content_ranges(spans: list[Span], recipe: Recipe) -> list[tuple[int, int, frozenset[str] | None]]:
+    """The characters that came from data, where control tokens must not arise, with what each role may own."""
+    if recipe.control_tokens_in_content == "keep":
+        return []
+    out: list[tuple[int, int, frozenset[str] | None]] = []
+    last_leaf = None
+    for span in spans:
+        if span.source is None or span.part is Part.SCAFFOLD:
+            last_leaf = None
+            continue
+        allowed = recipe.control_tokens_allowed.get(span.role.name.lower())
+        if last_leaf == span.source[0] and out[-1][1] == span.start:
+            out[-1] = (out[-1][0], span.end, out[-1][2])
+        else:
+            out.append((span.start, span.end, frozenset(allowed) if allowed else None))
+        last_leaf = span.source[0]
+    return out
+
+
+def _weights(record: Conversation, messages: npt.NDArray[np.int32]) -> npt.NDArray[np.float32] | None:
+    """The data's own weight of each token's message; None when it is 1 everywhere."""
+    if all(weight is None or weight == 1 for weight in record.weights):
+        return None
+    table = np.array([1.0 if weight is None else weight for weight in record.weights] + [1.0], np.float32)
+    return table[messages]  # -1 takes the last entry
+
+
+def with_loss(document: Document, policy: Policy) -> Document:
+    """The document with Flag.LOSS as the policy decides."""
+    flags = document.flags & np.uint8(0xFF ^ Flag.LOSS)
+    return replace(document, flags=flags | policy.loss(document) * np.uint8(Flag.LOSS))
+
+
+def _slice(document: Document, start: int, stop: int) -> Document:
+    """Tokens start..stop as a document of their own; its first token is no target."""
+    flags = document.flags[start:stop].copy()
+    flags[:1] &= np.uint8(0xFF ^ Flag.LOSS)
+    return replace(
+        document,
+        input_ids=document.input_ids[start:stop],
+        role_ids=document.role_ids[start:stop],
+        part_ids=document.part_ids[start:stop],
+        flags=flags,
+        message_ids=document.message_ids[start:stop],
+        weights=None if document.weights is None else document.weights[start:stop],
+    )
+
+
+def _whole_turns(document: Document, limit: int) -> int:
+    """How many tokens to keep so that the last message kept is a whole assistant turn, stop token included; 0 for none.
+    Plain text keeps `limit` tokens."""
+    if not document.verdicts:
+        return limit
+    messages = document.message_ids
+    trained = np.flatnonzero((document.role_ids == Role.ASSISTANT) & (document.flags & Flag.SAMPLED > 0))
+    for message in sorted({int(number) for number in messages[trained]}, reverse=True):
+        end = int(trained[messages[trained] == message][-1]) + 1
+        if end <= limit:
+            return end
+    return 0
