@@ -26,31 +26,36 @@ void check_lengths(std::span<const std::int32_t> lengths, std::int64_t capacity)
 
 // Indices of the documents, longest first, equal lengths in order of index: a stable counting sort over 16 bits at a
 // time.
-std::vector<std::int64_t> longest_first(std::span<const std::int32_t> lengths) {
-  std::vector<std::int64_t> order(lengths.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  if (lengths.empty()) return order;
+std::vector<std::uint32_t> longest_first(std::span<const std::int32_t> lengths) {
+  if (lengths.empty()) return {};
   const std::int32_t longest = std::ranges::max(lengths);
-  std::vector<std::int64_t> sorted(lengths.size());
-  for (int shift = 0; shift < 32 && (longest >> shift) > 0; shift += 16) {
-    const auto digit = [&](std::int64_t document) {
-      return static_cast<std::size_t>((lengths[static_cast<std::size_t>(document)] >> shift) & 0xffff);
+  std::vector<std::uint32_t> order(lengths.size());
+  const auto sort_by = [&](int shift, auto document_at) {
+    const auto digit = [&](std::uint32_t document) {
+      return static_cast<std::size_t>((lengths[document] >> shift) & 0xffff);
     };
-    std::vector<std::int64_t> next(static_cast<std::size_t>(std::min(longest >> shift, 0xffff)) + 1, 0);
-    for (const std::int64_t document : order) ++next[digit(document)];
-    std::int64_t placed = 0;
+    std::vector<std::uint32_t> next(static_cast<std::size_t>(std::min(longest >> shift, 0xffff)) + 1, 0);
+    for (std::uint32_t document = 0; document < lengths.size(); ++document) ++next[digit(document)];
+    std::uint32_t placed = 0;
     for (std::size_t value = next.size(); value-- > 0;) placed += std::exchange(next[value], placed);
-    for (const std::int64_t document : order) sorted[static_cast<std::size_t>(next[digit(document)]++)] = document;
-    order.swap(sorted);
+    for (std::uint32_t i = 0; i < lengths.size(); ++i) {
+      const std::uint32_t document = document_at(i);
+      order[next[digit(document)]++] = document;
+    }
+  };
+  sort_by(0, [](std::uint32_t i) { return i; });
+  if (longest > 0xffff) {
+    const std::vector<std::uint32_t> by_low_bits = order;
+    sort_by(16, [&](std::uint32_t i) { return by_low_bits[i]; });
   }
   return order;
 }
 
 // The first position after `position` whose document has another length; galloping, so that few documents are looked
 // at.
-std::size_t end_of_equal(std::span<const std::int32_t> lengths, const std::vector<std::int64_t>& order,
+std::size_t end_of_equal(std::span<const std::int32_t> lengths, const std::vector<std::uint32_t>& order,
                          std::size_t position) {
-  const auto length_at = [&](std::size_t at) { return lengths[static_cast<std::size_t>(order[at])]; };
+  const auto length_at = [&](std::size_t at) { return lengths[order[at]]; };
   const std::int32_t length = length_at(position);
   std::size_t step = 1;
   std::size_t inside = position;
@@ -95,7 +100,7 @@ struct Placement {
   std::int64_t document;
 };
 
-Packing arrange(const std::vector<Placement>& placements, const std::vector<std::int64_t>& sorted, std::int64_t bins) {
+Packing arrange(const std::vector<Placement>& placements, const std::vector<std::uint32_t>& sorted, std::int64_t bins) {
   Packing packing{std::vector<std::int64_t>(sorted.size()),
                   std::vector<std::int64_t>(static_cast<std::size_t>(bins) + 1, 0)};
   const auto bin_offsets = std::span(packing.offsets);
@@ -125,12 +130,12 @@ Packing arrange(const std::vector<Placement>& placements, const std::vector<std:
 // least halves what a group has left, hence few moves.
 Packing best_fit(std::span<const std::int32_t> lengths, std::int64_t capacity) {
   check_lengths(lengths, capacity);
-  const std::vector<std::int64_t> sorted = longest_first(lengths);
+  const std::vector<std::uint32_t> sorted = longest_first(lengths);
   std::map<std::int64_t, Queue> open;  // remaining capacity, never 0 -> bins
   std::vector<Placement> placements;
   std::int64_t bins = 0;
   for (std::size_t position = 0; position < sorted.size();) {
-    const std::int64_t length = lengths[static_cast<std::size_t>(sorted[position])];
+    const std::int64_t length = lengths[sorted[position]];
     const std::size_t stop = end_of_equal(lengths, sorted, position);
     while (position < stop) {
       const auto fullest = open.lower_bound(length);

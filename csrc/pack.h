@@ -19,7 +19,8 @@ struct Packing {
 // that still has room; of equally full bins the one whose last placement is the oldest; a new bin when none has room.
 // Works on counts per length: whole groups of equal bins move at once, so the cost is O(documents + lengths *
 // log(capacity)) where `lengths` counts the different ones; memory depends on the documents, never on the capacity.
-// capacity is in [1, 2^31 - 1] and every length in [1, capacity], else std::invalid_argument naming the index.
+// capacity is in [1, 2^31 - 1] and every length in [1, capacity], else std::invalid_argument naming
+// the index; at most 2^32 - 1 documents.
 Packing best_fit(std::span<const std::int32_t> lengths, std::int64_t capacity);
 
 // First fit in the order given: each document goes into the oldest bin that has room. O(documents * log(bins)).
