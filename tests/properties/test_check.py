@@ -53,13 +53,13 @@ def slow_first(rows: dict[str, Any]) -> tuple[int, int, str] | None:
     return None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(plans())
 def test_rows_as_laid_out_are_sound(case: tuple[list[Doc], Plan, int]) -> None:
     assert _core.check_rows(**laid_out(*case)) is None
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(plans(), st.data())
 def test_the_first_violation_is_that_of_the_slow_twin(case: tuple[list[Doc], Plan, int], data: st.DataObject) -> None:
     rows = laid_out(*case)
@@ -175,7 +175,7 @@ def test_arrays_that_do_not_fit_each_other_are_an_error_not_a_violation(change: 
         _core.check_rows(**{**sound(), **change})
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_random_arguments_are_checked_or_refused(data: st.DataObject) -> None:
     rows = sound()

@@ -32,7 +32,7 @@ def plan_of(pieces: pack.Pieces) -> Plan:
     return [flat[a:b] for a, b in zip(pieces.row_offsets[:-1], pieces.row_offsets[1:], strict=True)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(plans())
 def test_lay_out_is_the_slow_twin(case: tuple[list[Doc], Plan, int]) -> None:
     given_documents, plan, length = case
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused_with_its_place(change: dict[str, Any], mes
         _core.lay_out(**{**SOUND, **change})
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_random_arguments_are_laid_out_or_refused(data: st.DataObject) -> None:
     changed = dict(SOUND)

@@ -32,7 +32,7 @@ def rows_of(pieces: pack.Pieces) -> list[list[tuple[int, int, int]]]:
     return [flat[a:b] for a, b in zip(pieces.row_offsets[:-1], pieces.row_offsets[1:], strict=True)]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(packable())
 def test_best_fit_is_best_fit_decreasing_document_by_document(case: tuple[list[int], int]) -> None:
     lengths, capacity = case
@@ -61,14 +61,14 @@ def test_best_fit_opens_as_many_bins_as_the_naive_one_on_many_documents(capacity
     assert pack.best_fit(lengths, capacity).bins == opened
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(packable())
 def test_first_fit_is_first_fit_document_by_document(case: tuple[list[int], int]) -> None:
     lengths, capacity = case
     assert bins_of(pack.first_fit(lengths, capacity)) == slow.first_fit(lengths, capacity)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 60))
 def test_concat_split_is_the_stream_cut_at_every_capacity(lengths: list[int], capacity: int) -> None:
     assert rows_of(pack.concat_split(lengths, capacity)) == slow.concat_split(lengths, capacity)

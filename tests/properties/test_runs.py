@@ -53,7 +53,7 @@ def test_expand_is_the_slow_twin(groups: list[list[tuple[int, int]]], as_bytes: 
     assert dense.tolist() == [value for group in runs for value in slow.expand(group)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.integers(-2, 6), max_size=6),
     st.lists(st.integers(-2, 7), max_size=5),
