@@ -1,15 +1,18 @@
 // The only pybind11 file: check shapes, release the GIL, call, wrap. Meaning lives in the headers.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "align.h"
 #include "check.h"
 #include "layout.h"
 #include "pack.h"
@@ -213,6 +216,63 @@ void bind_check(py::module_& m) {
       "document_ends"_a, "row_document_offsets"_a, "n_loss"_a, "sequence_length"_a, "vocab_size"_a);
 }
 
+void bind_align(py::module_& m) {
+  py::class_<maskpipe::Strings>(m, "Strings")
+      .def(py::init([](const std::vector<py::bytes>& strings) {
+             return std::make_unique<maskpipe::Strings>(std::vector<std::string>(strings.begin(), strings.end()));
+           }),
+           "strings"_a)
+      .def(
+          "find",
+          [](const maskpipe::Strings& self, const py::bytes& text) {
+            const std::string_view in = text;
+            maskpipe::Strings::Hits hits = without_gil([&] { return self.find(in); });
+            return py::make_tuple(to_numpy(std::move(hits.starts)), to_numpy(std::move(hits.strings)));
+          },
+          "text"_a);
+  py::class_<maskpipe::TokenTable>(m, "TokenTable")
+      .def(py::init([](const py::object& offsets, const py::object& bytes, const py::object& control) {
+             const auto copy = [](auto values) { return std::vector(values.begin(), values.end()); };
+             return std::make_unique<maskpipe::TokenTable>(copy(view<std::int64_t>(offsets, "offsets")),
+                                                           copy(view<std::uint8_t>(bytes, "bytes")),
+                                                           copy(view<std::uint8_t>(control, "control")));
+           }),
+           "offsets"_a, "bytes"_a, "control"_a);
+  const py::object ends_type = named_tuple(m, "TokenEnds", "ends occurrence_tokens stray failed marks in_step");
+  m.def(
+      "token_ends",
+      [ends_type](const py::object& ids, const maskpipe::TokenTable& table, const py::bytes& text,
+                  const py::object& starts, const py::object& ends, const py::object& occurrence_ids, bool prefix_space,
+                  const py::bytes& space_mark) {
+        const auto tokens = view<std::int32_t>(ids, "ids");
+        const maskpipe::Occurrences occurrences{view<std::int64_t>(starts, "starts"), view<std::int64_t>(ends, "ends"),
+                                                view<std::int32_t>(occurrence_ids, "occurrence_ids")};
+        const std::string_view in = text, mark = space_mark;
+        maskpipe::TokenEnds out = without_gil(
+            [&] { return maskpipe::token_ends(tokens, table, in, occurrences, prefix_space, mark); });
+        return ends_type(to_numpy(std::move(out.ends)), to_numpy(std::move(out.occurrence_tokens)),
+                         to_numpy(std::move(out.stray)), to_numpy(std::move(out.failed)), out.marks, out.in_step);
+      },
+      "ids"_a, "table"_a, "text"_a, "starts"_a, "ends"_a, "occurrence_ids"_a, "prefix_space"_a, "space_mark"_a);
+  m.def(
+      "align_facts",
+      [](const py::object& token_ends, const py::object& span_ends) {
+        const auto tokens = view<std::int64_t>(token_ends, "token_ends");
+        const auto spans = view<std::int64_t>(span_ends, "span_ends");
+        maskpipe::Touched out = without_gil([&] { return maskpipe::align_facts(tokens, spans); });
+        return py::make_tuple(to_numpy(std::move(out.first)), to_numpy(std::move(out.last)));
+      },
+      "token_ends"_a, "span_ends"_a);
+  m.def(
+      "char_to_byte",
+      [](const py::bytes& text, const py::object& positions) {
+        const std::string_view in = text;
+        const auto characters = view<std::int64_t>(positions, "positions");
+        return to_numpy(without_gil([&] { return maskpipe::char_to_byte(in, characters); }));
+      },
+      "text"_a, "positions"_a);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -221,4 +281,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_runs(m);
   bind_layout(m);
   bind_check(m);
+  bind_align(m);
 }

@@ -99,3 +99,47 @@ def check_rows(
     vocab_size: SupportsIndex,
 ) -> Violation | None:
     """The first broken invariant in order of row and position, or None."""
+
+# csrc/align.h
+
+class Strings:
+    """A set of byte strings that can be found in a text."""
+
+    def __init__(self, strings: list[bytes]) -> None: ...
+    def find(self, text: bytes) -> tuple[_Int64, _Int32]:
+        """(starts [hits], string indices [hits]) of all hits, overlapping ones too; longest first at equal starts."""
+
+class TokenTable:
+    """The bytes of id i are bytes[offsets[i]:offsets[i + 1]]; control[i] is 1 for the id of a control token."""
+
+    def __init__(self, offsets: _Int64, bytes: _UInt8, control: _UInt8) -> None: ...
+
+class TokenEnds(NamedTuple):
+    """Byte spans of tokens."""
+
+    ends: _Int64  # [tokens]
+    occurrence_tokens: _Int32  # [occurrences]
+    stray: _Int32
+    """Control ids at no occurrence: token indices."""
+    failed: _Int64
+    """Pieces whose bytes do not come out, four values each: tokens from, to; bytes from, to."""
+    marks: int
+    in_step: bool
+
+def token_ends(
+    ids: _Int32,
+    table: TokenTable,
+    text: bytes,
+    starts: _Int64,
+    ends: _Int64,
+    occurrence_ids: _Int32,
+    prefix_space: bool,
+    space_mark: bytes,
+) -> TokenEnds:
+    """The span of each token: the running sum of its byte length, compared with the text."""
+
+def align_facts(token_ends: _Int64, span_ends: _Int64) -> tuple[_Int32, _Int32]:
+    """(first, last) [tokens]: indices of the first and the last span that each token touches."""
+
+def char_to_byte(text: bytes, positions: _Int64) -> _Int64:
+    """Byte position of each character position in UTF-8 text; positions never descend."""
