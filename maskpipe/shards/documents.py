@@ -1,0 +1,269 @@
+"""Documents ↔ Arrow tables: how documents travel from encode to the shards, and back out of intermediate files.
+
+    list[Document] ─documents_to_table─▶ DOCUMENT_SCHEMA ─table_to_documents─▶ Iterator[Document]
+
+Every fact survives exactly. Weights are kept as the exceptions from 1, so `weights` of all ones come back as None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from maskpipe import _core
+from maskpipe.document import Document, Float32
+from maskpipe.errors import DatasetError, RecordError
+from maskpipe.roles import Verdict
+from maskpipe.shards.format import (
+    DOCUMENT_DTYPE,
+    DOCUMENT_SCHEMA,
+    NULLS,
+    RUN,
+    RUN_DTYPE,
+    VERDICT,
+    VERDICT_DTYPE,
+    WEIGHT,
+    WEIGHT_DTYPE,
+)
+from maskpipe.shards.rows import (
+    Int32,
+    Int64,
+    Structs,
+    column_array,
+    find_null,
+    flat_list,
+    list_array,
+    numpy_column,
+    packed_runs,
+    struct_array,
+    structs,
+)
+
+_DENSE = (
+    ("input_ids", np.int32),
+    ("role_ids", np.uint8),
+    ("part_ids", np.uint8),
+    ("flags", np.uint8),
+    ("message_ids", np.int32),
+)
+_SCALARS = ("source", "row", "turn", "pair", "branch", "parent", "score", "label")
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentColumns:
+    """A table of documents as flat arrays; offsets are int64 [documents + 1] and start with 0."""
+
+    input_ids: Int32  # [tokens]
+    id_offsets: Int64
+    runs: Structs  # RUN_DTYPE, ends relative to the document
+    run_offsets: Int64
+    weights: Structs  # WEIGHT_DTYPE, relative to the document
+    weight_offsets: Int64
+    verdicts: Structs  # VERDICT_DTYPE
+    verdict_offsets: Int64
+    facts: Structs  # DOCUMENT_DTYPE with `length` set, `start` and `end` 0
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+
+def documents_to_table(documents: Sequence[Document]) -> pa.Table:
+    """The documents as a table of DOCUMENT_SCHEMA, in order.
+
+    TypeError when an array has another dtype than Document says, ValueError when its arrays differ in length;
+    RecordError for a weight that is negative or not finite.
+    """
+    for document in documents:
+        _check(document)
+    offsets = _offsets([len(document) for document in documents])
+
+    def dense(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *(getattr(document, name) for document in documents)])
+
+    runs = _core.encode_runs(
+        dense("role_ids", np.uint8),
+        dense("part_ids", np.uint8),
+        dense("flags", np.uint8),
+        dense("message_ids", np.int32),
+        offsets,
+    )
+    packed = packed_runs(runs.run_ends, runs.run_roles, runs.run_parts, runs.run_flags, runs.run_messages)
+    weights = [_exceptions(document) for document in documents]
+    verdicts = [np.array(sorted(document.verdicts.items()), VERDICT_DTYPE) for document in documents]
+    facts = np.zeros(len(documents), DOCUMENT_DTYPE)
+    for name, missing in NULLS.items():
+        facts[name] = missing
+    for name in ("source", "row", "turn"):
+        facts[name] = np.array([getattr(document, name) for document in documents], DOCUMENT_DTYPE[name])
+    columns = {
+        "input_ids": list_array(offsets, pa.array(dense("input_ids", np.int32)), large=True),
+        "runs": list_array(runs.run_offsets, struct_array(packed, RUN), large=True),
+        "weights": _ragged(weights, WEIGHT_DTYPE, WEIGHT),
+        "verdicts": _ragged(verdicts, VERDICT_DTYPE, VERDICT),
+        **{name: column_array(facts[name], DOCUMENT_SCHEMA.field(name)) for name in _SCALARS},
+    }
+    return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
+
+
+def table_to_documents(table: pa.Table) -> Iterator[Document]:
+    """The documents of a table of DOCUMENT_SCHEMA, in order; arrays are read-only views of one buffer per chunk.
+
+    DatasetError when the table has another schema, nulls, or runs that do not tile its documents.
+    """
+    _check_schema(table)
+    for batch in table.to_batches():
+        columns = _columns(batch)
+        if columns.facts["branch"].any():
+            raise DatasetError(
+                "this table holds preference pairs; a Document does not carry them, read its columns instead"
+            )
+        lengths = np.diff(columns.id_offsets)
+        ends = columns.runs["end"].copy()
+        try:
+            roles, parts, flags, messages = (
+                _core.expand_runs(ends, columns.runs[name].copy(), columns.run_offsets, lengths)
+                for name in ("role", "part", "flags", "message")
+            )
+        except ValueError as error:
+            raise DatasetError(f"the runs of a document table do not tile its documents: {error}") from None
+        for array in (roles, parts, flags, messages):
+            array.flags.writeable = False
+        for d in range(len(columns)):
+            tokens = slice(columns.id_offsets[d], columns.id_offsets[d + 1])
+            weights = columns.weights[columns.weight_offsets[d] : columns.weight_offsets[d + 1]]
+            verdicts = columns.verdicts[columns.verdict_offsets[d] : columns.verdict_offsets[d + 1]]
+            yield Document(
+                input_ids=columns.input_ids[tokens],
+                role_ids=roles[tokens],
+                part_ids=parts[tokens],
+                flags=flags[tokens],
+                message_ids=messages[tokens],
+                weights=dense_weights(weights, int(lengths[d])) if len(weights) else None,
+                source=int(columns.facts["source"][d]),
+                row=int(columns.facts["row"][d]),
+                turn=int(columns.facts["turn"][d]),
+                verdicts=verdict_map(verdicts),
+            )
+
+
+def table_columns(table: pa.Table) -> DocumentColumns:
+    """The flat arrays of a whole table of DOCUMENT_SCHEMA, its chunks one after the other (copied unless it is one)."""
+    _check_schema(table)
+    parts = [_columns(batch) for batch in table.to_batches()]
+    if len(parts) == 1:
+        return parts[0]
+
+    def values(name: str, empty: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate([empty, *(getattr(part, name) for part in parts)])
+
+    def offsets(name: str) -> Int64:
+        return _offsets(np.concatenate([np.empty(0, np.int64), *(np.diff(getattr(part, name)) for part in parts)]))
+
+    return DocumentColumns(
+        input_ids=values("input_ids", np.empty(0, np.int32)),
+        id_offsets=offsets("id_offsets"),
+        runs=values("runs", np.empty(0, RUN_DTYPE)),
+        run_offsets=offsets("run_offsets"),
+        weights=values("weights", np.empty(0, WEIGHT_DTYPE)),
+        weight_offsets=offsets("weight_offsets"),
+        verdicts=values("verdicts", np.empty(0, VERDICT_DTYPE)),
+        verdict_offsets=offsets("verdict_offsets"),
+        facts=values("facts", np.empty(0, DOCUMENT_DTYPE)),
+    )
+
+
+def dense_weights(exceptions: Structs, length: int) -> Float32:
+    """float32[length], read-only: 1 except in the ranges of WEIGHT_DTYPE given."""
+    weights = np.ones(length, np.float32)
+    for start, end, weight in exceptions.tolist():
+        weights[start:end] = weight
+    weights.flags.writeable = False
+    return weights
+
+
+def verdict_map(verdicts: Structs) -> dict[int, Verdict]:
+    return {message: Verdict(verdict) for message, verdict in verdicts.tolist()}
+
+
+def _columns(batch: pa.RecordBatch) -> DocumentColumns:
+    for column, field in zip(batch.columns, batch.schema, strict=True):
+        path = find_null(column, field)
+        if path is not None:
+            raise DatasetError(f"a document table has null in {path}, which must not be null")
+    id_offsets, ids = flat_list(batch.column("input_ids"))
+    run_offsets, runs = flat_list(batch.column("runs"))
+    weight_offsets, weights = flat_list(batch.column("weights"))
+    verdict_offsets, verdicts = flat_list(batch.column("verdicts"))
+    lengths = np.diff(id_offsets)
+    if np.any(lengths > np.iinfo(np.int32).max):
+        raise DatasetError("a document has more than 2^31 - 1 tokens; split it before it is packed")
+    facts = np.zeros(batch.num_rows, DOCUMENT_DTYPE)
+    facts["length"] = lengths
+    for name in _SCALARS:
+        facts[name] = numpy_column(batch.column(name), name, DOCUMENT_DTYPE[name])
+    return DocumentColumns(
+        input_ids=ids.to_numpy(zero_copy_only=True),
+        id_offsets=id_offsets,
+        runs=structs(runs, RUN_DTYPE),
+        run_offsets=run_offsets,
+        weights=structs(weights, WEIGHT_DTYPE),
+        weight_offsets=weight_offsets,
+        verdicts=structs(verdicts, VERDICT_DTYPE),
+        verdict_offsets=verdict_offsets,
+        facts=facts,
+    )
+
+
+def _check_schema(table: pa.Table) -> None:
+    if not table.schema.equals(DOCUMENT_SCHEMA, check_metadata=False):
+        raise DatasetError(
+            f"not a table of documents; expected the columns {', '.join(DOCUMENT_SCHEMA.names)}, got {table.schema}"
+        )
+
+
+def _check(document: Document) -> None:
+    where = f"document of source {document.source}, row {document.row}"
+    for name, dtype in _DENSE:
+        array = getattr(document, name)
+        if array.dtype != dtype:
+            raise TypeError(f"{where}: {name} must be {np.dtype(dtype)}, got {array.dtype}")
+        if array.shape != (len(document),):
+            raise ValueError(f"{where}: {name} has shape {array.shape}, input_ids has {len(document)} tokens")
+    if document.weights is not None:
+        if document.weights.dtype != np.float32:
+            raise TypeError(f"{where}: weights must be float32, got {document.weights.dtype}")
+        if document.weights.shape != (len(document),):
+            raise ValueError(
+                f"{where}: weights has shape {document.weights.shape}, input_ids has {len(document)} tokens"
+            )
+        if not np.all(np.isfinite(document.weights) & (document.weights >= 0)):
+            raise RecordError(f"{where}: a weight is negative or not finite; weights must be at least 0", "bad_weight")
+
+
+def _exceptions(document: Document) -> Structs:
+    """Ranges of equal weight other than 1, in order."""
+    if document.weights is None or len(document) == 0:
+        return np.empty(0, WEIGHT_DTYPE)
+    borders = np.flatnonzero(np.diff(document.weights)) + 1
+    ranges = np.empty(len(borders) + 1, WEIGHT_DTYPE)
+    ranges["start"] = [0, *borders]
+    ranges["end"] = [*borders, len(document)]
+    ranges["weight"] = document.weights[ranges["start"]]
+    exceptions: Structs = ranges[ranges["weight"] != 1]
+    return exceptions
+
+
+def _ragged(groups: Sequence[Structs], dtype: np.dtype[np.void], arrow: pa.StructType) -> pa.Array:
+    values = np.concatenate([np.empty(0, dtype), *groups])
+    return list_array(_offsets([len(group) for group in groups]), struct_array(values, arrow))
+
+
+def _offsets(lengths: Sequence[int] | Int64) -> Int64:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
