@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -37,7 +37,10 @@ def encode(conversation: Conversation | Text, tokenizer: Tokenizer, recipe: Reci
     Raises RecordError with a reason code when the record is refused: the template refuses it or loses its content,
     nothing in it can be trained, it is too long, or it holds control tokens and the recipe refuses those.
     """
-    return _encoder(tokenizer, recipe.fingerprint(), _Hidden(recipe)).encode(conversation).documents
+    encoded = _encoder(tokenizer, recipe.fingerprint(), _Hidden(recipe)).encode(conversation)
+    if encoded.refused is not None:
+        raise encoded.refused
+    return encoded.documents
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,20 @@ def _encoder(tokenizer: Tokenizer, fingerprint: str, hidden: _Hidden) -> Encoder
     return Encoder(tokenizer, hidden.recipe)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoded:
-    """What became of one record that was kept."""
+    """What became of one record. Tokens add up: `tokens` of the counts are those of `documents` plus the
+    `tokens_truncated` and `tokens_dropped_…`."""
 
-    documents: list[Document]
-    counts: Counter[str]
-    """What a person should know of: tokens cut or dropped, turns by verdict, control tokens neutralised, …"""
-    lost: list[Lost]
-    """What the template dropped, where the recipe counts it instead of refusing."""
+    documents: list[Document] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """What a person should know of: tokens made, cut and dropped, control tokens neutralised, fields lost, …"""
+    lost: list[Lost] = field(default_factory=list)
+    """What the template dropped, where that did not refuse the record."""
+    dropped: list[tuple[int, str]] = field(default_factory=list)
+    """Documents and turns that came to nothing: (turn or -1, why)."""
+    refused: RecordError | None = None
+    """Why there are no documents at all."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,14 @@ class Encoder:
                 bos_token=tokenizer.bos_token,
                 eos_token=tokenizer.eos_token,
                 special_tokens=tokenizer.special_tokens,
-                control_tokens=tuple(tokenizer.added_tokens),
+                control_tokens=tuple(sorted(tokenizer.control)),
                 stop_tokens=tokenizer.stop_tokens,
                 clock=recipe.clock,
             )
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
 
     @property
     def template(self) -> ChatTemplate:
@@ -107,10 +119,16 @@ class Encoder:
         return self._template
 
     def encode(self, record: Conversation | Text) -> Encoded:
-        """The documents of one record. Raises RecordError when it is refused."""
-        counts: Counter[str] = Counter()
-        if isinstance(record, Text):
-            return Encoded(self._text(record, counts), counts, [])
+        """What becomes of one record."""
+        out = Encoded()
+        try:
+            documents = self._text(record, out) if isinstance(record, Text) else self._chat(record, out)
+            out.documents = self._trainable(self._fit(documents, out), out)
+        except RecordError as error:
+            out.refused = error
+        return out
+
+    def _chat(self, record: Conversation, out: Encoded) -> list[Document]:
         if self.recipe.objective == "preference":
             raise UsageError("objective='preference' is not available yet; use 'sft' or 'pretrain'")
         wrapped = wrap(
@@ -124,26 +142,31 @@ class Encoder:
         except TemplateError as error:
             raise RecordError(str(error), reason="template_error") from None
         turns = self.template.sampling.turns(wrapped, whole)
-        lost, unshown = self._judge_losses(wrapped, whole, counts)
+        unshown = self._judge_losses(wrapped, whole, out)
         turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
-        views = self._views(wrapped, whole, turns, record)
-        documents, made = self._documents(record, views, turns)
+        views, dropped = self._views(wrapped, whole, turns, record)
+        documents, counts = self._documents(record, views, turns)
         behind_a_cut = self._turns_behind_a_cut(documents, turns)
         if behind_a_cut:
             turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in turns]
-            views = self._views(wrapped, whole, turns, record)
-            documents, made = self._documents(record, views, turns)
-        counts.update(made)
-        documents = self._fit(documents, counts)
-        return Encoded(self._trainable(documents, counts), counts, lost)
+            views, dropped = self._views(wrapped, whole, turns, record)
+            documents, counts = self._documents(record, views, turns)
+        out.counts.update(counts)
+        out.dropped += dropped
+        if not documents:
+            why = next((turn.reason for turn in turns if turn.verdict & Verdict.REFUSED), "")
+            raise RecordError(
+                "no turn of the conversation can be trained" + (f": {why}" if why else " under this recipe"),
+                reason="turns_refused" if dropped else "nothing_to_train",
+            )
+        return documents
 
     # -- which texts
 
-    def _judge_losses(self, wrapped: Wrapped, whole: Trace, counts: Counter[str]) -> tuple[list[Lost], dict[int, str]]:
-        """What the template lost and the recipe accepts, and the turns whose own reasoning it does not show (message →
-        why they cannot be trained). Raises RecordError for other content. What only a turn's place in history hides is
-        not lost: the turn's own document shows it."""
-        kept: list[Lost] = []
+    def _judge_losses(self, wrapped: Wrapped, whole: Trace, out: Encoded) -> dict[int, str]:
+        """The turns whose own reasoning the template does not show (message → why they cannot be trained). Raises
+        RecordError for other lost content that the recipe does not accept. What only a turn's place in history hides
+        is not lost: the turn's own document shows it."""
         unshown: dict[int, str] = {}
         last = len(wrapped.messages) - 1
         for lost in find_lost(whole):
@@ -153,28 +176,31 @@ class Encoder:
                 except TemplateError:
                     alone = whole
                 if all(other.path != lost.path for other in find_lost(alone, lost.message + 1)):
-                    counts["fields_shortened_in_history"] += 1
+                    out.counts["fields_shortened_in_history"] += 1
                     continue
             if self.recipe.on_content_lost == "count" or (
                 lost.part is Part.REASONING and self.recipe.sampled_text == "verbatim"
             ):
-                counts["fields_lost"] += 1
-                kept.append(lost)
+                out.counts["fields_lost"] += 1
+                out.lost.append(lost)
             elif lost.part is Part.REASONING:
                 unshown[lost.message] = f"{_UNSHOWN} ({lost})"
-                kept.append(lost)
+                out.lost.append(lost)
             else:
                 raise RecordError(
                     f"the chat template loses content: {lost}. Use a template that shows it, or accept the loss with "
                     "--on-content-lost count",
                     reason="content_lost",
                 )
-        return kept, unshown
+        return unshown
 
-    def _views(self, wrapped: Wrapped, whole: Trace, turns: list[Turn], record: Conversation) -> list[_View]:
-        """The whole conversation when something in it can be trained, and the turns that need a document of their own."""
+    def _views(
+        self, wrapped: Wrapped, whole: Trace, turns: list[Turn], record: Conversation
+    ) -> tuple[list[_View], list[tuple[int, str]]]:
+        """The whole conversation when something in it can be trained, and the turns that need a document of their own;
+        beside them the turns that the recipe wants and that come to nothing."""
         if self.recipe.objective == "pretrain" or not self.policy.trains_turns:
-            return [_View(whole, turns, -1)]
+            return [_View(whole, turns, -1)], []
         wanted = self.policy.chosen_turns([turn.message for turn in turns])
         wanted -= {index for index, weight in enumerate(record.weights) if weight == 0}
         apart = [turn for turn in turns if not may_train(turn.verdict, self.policy)]
@@ -183,9 +209,16 @@ class Encoder:
         views = []
         if self.policy.trains_others or any(turn.message in wanted for turn in turns if turn not in apart):
             views.append(_View(whole, turns, -1))
-        if self.recipe.on_history_rewrite in ("split", "last"):
-            views += [view for turn in apart if turn.message in wanted and (view := self._own_view(wrapped, turn))]
-        return views
+        dropped = []
+        for turn in apart:
+            if turn.message in wanted:
+                splits = self.recipe.on_history_rewrite in ("split", "last")
+                view = self._own_view(wrapped, turn) if splits else None
+                if view is None:
+                    dropped.append((turn.message, "turn_refused"))
+                else:
+                    views.append(view)
+        return views, dropped
 
     def _own_view(self, wrapped: Wrapped, turn: Turn) -> _View | None:
         sampling = self.template.sampling
@@ -254,18 +287,18 @@ class Encoder:
         counts["control_tokens_neutralised"] += len(encoding.neutralised)
         return encoding
 
-    def _text(self, record: Text, counts: Counter[str]) -> list[Document]:
+    def _text(self, record: Text, out: Encoded) -> list[Document]:
         if self.recipe.objective != "pretrain":
             raise RecordError(
                 f"plain text has no turns to train under objective={self.recipe.objective!r}; use --objective pretrain",
                 reason="text_without_turns",
             )
-        content = [] if self.recipe.control_tokens_in_content == "keep" else [(0, len(record.text), None)]
-        encoding = self._encode_text(record.text, content if record.text else [], (), counts)
+        keep = self.recipe.control_tokens_in_content == "keep" or not record.text
+        encoding = self._encode_text(record.text, [] if keep else [(0, len(record.text), None)], (), out.counts)
         size = len(encoding.input_ids)
+        out.counts["tokens"] += size
         if not size:
-            raise RecordError("the text is empty", reason="nothing_to_train")
-        counts["tokens"] += size
+            return []
         document = Document(
             input_ids=encoding.input_ids,
             role_ids=np.full(size, Role.TEXT, np.uint8),
@@ -275,53 +308,57 @@ class Encoder:
             source=record.source,
             row=record.row,
         )
-        return self._trainable(self._fit([with_loss(document, self.policy)], counts), counts)
+        return [with_loss(document, self.policy)]
 
     # -- length, and what is left to train
 
-    def _fit(self, documents: list[Document], counts: Counter[str]) -> list[Document]:
+    def _fit(self, documents: list[Document], out: Encoded) -> list[Document]:
         """Documents longer than a sequence, as the recipe says."""
         limit = self.recipe.sequence_length
         if self.recipe.packing == "concat_split":
             return documents
-        out = []
+        kept = []
         for document in documents:
-            if len(document) <= limit:
-                out.append(document)
-                continue
-            if self.recipe.on_too_long == "refuse":
+            size = len(document)
+            if size <= limit:
+                kept.append(document)
+            elif self.recipe.on_too_long == "refuse":
+                out.counts["tokens_dropped_too_long"] += sum(map(len, documents))
                 raise RecordError(
-                    f"a document has {len(document):,} tokens, a sequence holds {limit:,}; raise --sequence-length or "
-                    "choose --on-too-long drop or truncate",
+                    f"a document has {size:,} tokens, a sequence holds {limit:,}; raise --sequence-length or choose "
+                    "--on-too-long drop or truncate",
                     reason="too_long",
                 )
-            if self.recipe.on_too_long == "split" and document.verdicts == {}:
-                counts["documents_split"] += 1
-                out += [_slice(document, start, start + limit) for start in range(0, len(document), limit)]
-                continue
-            size = _whole_turns(document, limit) if self.recipe.on_too_long == "truncate" else 0
-            counts["tokens_dropped_too_long" if size == 0 else "tokens_truncated"] += len(document) - size
-            counts["documents_dropped_too_long" if size == 0 else "documents_truncated"] += 1
-            if size:
-                out.append(_slice(document, 0, size))
-        if not out and documents:
+            elif self.recipe.on_too_long == "split" and not document.verdicts:
+                out.counts["documents_split"] += 1
+                kept += [_slice(document, start, start + limit) for start in range(0, size, limit)]
+            else:
+                fits = _whole_turns(document, limit) if self.recipe.on_too_long == "truncate" else 0
+                if fits:
+                    out.counts["documents_truncated"] += 1
+                    out.counts["tokens_truncated"] += size - fits
+                    kept.append(_slice(document, 0, fits))
+                else:
+                    out.counts["tokens_dropped_too_long"] += size
+                    out.dropped.append((document.turn, "too_long"))
+        if documents and not kept:
             raise RecordError(
-                f"every document of the record is longer than a sequence of {limit:,} tokens and has no whole turn that fits",
+                f"every document of the record is longer than a sequence of {limit:,} tokens, and no whole turn fits",
                 reason="too_long",
             )
-        return out
+        return kept
 
-    def _trainable(self, documents: list[Document], counts: Counter[str]) -> list[Document]:
-        out = []
+    def _trainable(self, documents: list[Document], out: Encoded) -> list[Document]:
+        kept = []
         for document in documents:
             if document.loss_mask.any():
-                out.append(document)
+                kept.append(document)
             else:
-                counts["documents_dropped_nothing_to_train"] += 1
-                counts["tokens_dropped_nothing_to_train"] += len(document)
-        if not out:
+                out.counts["tokens_dropped_nothing_to_train"] += len(document)
+                out.dropped.append((document.turn, "nothing_to_train"))
+        if not kept:
             raise RecordError("no token of the record gets loss under this recipe", reason="nothing_to_train")
-        return out
+        return kept
 
 
 _UNSHOWN = "the template does not show its reasoning"

@@ -290,6 +290,9 @@ class Tokenizer:
             value = settings.get(key) or special.get(key) or ""
             return str(value.get("content", "")) if isinstance(value, dict) else str(value)
 
+        kinds = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+        self.special_tokens = {key: named(key) for key in kinds if named(key)}
+        """What transformers shows to chat templates by these names."""
         self.bos_token = named("bos_token")
         self.eos_token = named("eos_token")
         pad = self._library.token_to_id(named("pad_token")) if named("pad_token") else None

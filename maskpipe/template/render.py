@@ -142,7 +142,7 @@ class Engine:
         try:
             self._plain = self._plain_environment.from_string(source)
             self._tracking = self._tracking_environment.load(source)
-            tree = self._plain_environment.parse(source)
+            self.tree = tree = self._plain_environment.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"the chat template does not parse: line {error.lineno}: {error.message}") from None
         self.variables = frozenset(meta.find_undeclared_variables(tree)) - {
