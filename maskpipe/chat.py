@@ -217,9 +217,19 @@ def _refuse_pair(columns: Mapping[str, _Column]) -> None:
         if chosen in columns and rejected in columns:
             raise RecordError(
                 f"the record is a preference pair (columns {chosen} and {rejected}), which is not a chat to imitate. "
-                f"To train on one branch as a chat, map it: --map {chosen}=messages",
+                f"To train on the chosen branch as a chat: {_branch_hint(chosen, columns)}",
                 reason="preference_pair",
             )
+
+
+def _branch_hint(chosen: str, columns: Mapping[str, _Column]) -> str:
+    value = columns[chosen].value
+    if isinstance(value, list) and "prompt" not in columns:
+        return f"--map {chosen}=messages"
+    prompt = next((name for name in ("prompt", *CHAT_COLUMNS, "question", "instruction") if name in columns), None)
+    if prompt is None:
+        return "split its text into messages, and give them as a column messages"
+    return f"--map {prompt}=prompt --map {chosen}=completion"
 
 
 def _refuse_label(columns: Mapping[str, _Column]) -> None:
@@ -272,12 +282,12 @@ def _from_messages(columns: Mapping[str, _Column], recipe: Recipe) -> _Chat | No
 def _from_prompt(columns: Mapping[str, _Column], recipe: Recipe) -> _Chat | None:
     prompt = columns.get("prompt")
     completion = _first(columns, RESPONSE_COLUMNS)
-    if prompt is None or completion is None or isinstance(prompt.value, dict):
+    if prompt is None or completion is None:
         return None
     chat: _Chat = ([], [], [])
     for column, role in ((prompt, "user"), (completion, "assistant")):
         part: _Chat
-        if isinstance(column.value, list):
+        if isinstance(column.value, list | dict):
             part = _messages(column, recipe)
         else:
             part = ([{"role": role, "content": _string(column, f"the {role}'s text")}], [None], [column.path])
@@ -320,7 +330,7 @@ def _from_question(columns: Mapping[str, _Column], recipe: Recipe) -> _Chat | No
     if not (isinstance(question.value, str) and isinstance(answer.value, str)):
         return None
     expected = {"question", "answer", *SYSTEM_COLUMNS, *QUESTION_EXTRAS}
-    if not (question.mapped and answer.mapped) and any(name not in expected for name in columns):
+    if not (question.mapped or answer.mapped) and any(name not in expected for name in columns):
         return None
     messages = [{"role": "user", "content": question.value}, {"role": "assistant", "content": answer.value}]
     return _with_system(columns, (messages, [None, None], [question.path, answer.path]))
@@ -345,9 +355,12 @@ def _with_system(columns: Mapping[str, _Column], chat: _Chat) -> _Chat:
 
 def _messages(column: _Column, recipe: Recipe) -> _Chat:
     raw = _parsed(column, "messages")
+    if isinstance(raw, dict) and ("role" in raw or "from" in raw):  # one message that is not in a list
+        message, weight = _message(raw, column.path, 0, _message_keys(recipe), recipe)
+        return [message], [weight], [column.path]
     if not isinstance(raw, list):
         raise _wrong_type(raw, column.path, "a list of messages")
-    renamed = {name.partition("[].")[2]: known for name, known in recipe.columns.items() if "[]." in name}
+    renamed = _message_keys(recipe)
     messages: list[dict[str, Json]] = []
     weights: list[float | None] = []
     paths: list[Path] = []
@@ -415,6 +428,11 @@ def _message(
     _check_calls(message, path)
     _check_content(message, path, number, content_key)
     return message, weight
+
+
+def _message_keys(recipe: Recipe) -> dict[str, str]:
+    """What `messages[].KEY` is mapped to, per key."""
+    return {name.partition("[].")[2]: known for name, known in recipe.columns.items() if "[]." in name}
 
 
 def _rename_keys(raw: dict[str, Json], renamed: Mapping[str, str], path: Path) -> dict[str, Json]:
@@ -552,7 +570,7 @@ def _check_parts(message: dict[str, Json], parts: list[Json], path: Path, number
             if kind == "text" and not isinstance(part.get("text", part.get("value")), str):
                 raise _wrong_type(part.get("text", part.get("value")), (*here, "text"), "a string")
             refuse_foreign(part, here)
-        elif any(media in kind for media in MEDIA_PARTS):
+        elif kind.removeprefix("input_").startswith(MEDIA_PARTS):
             raise RecordError(
                 f"{json_path(here)}: part {index} of message {number} is of type {kind!r}, and only text can be "
                 "prepared. Leave such records out with --on-bad-record reject",
@@ -602,6 +620,9 @@ def _tools(columns: Mapping[str, _Column]) -> list[Json] | None:
         if tools and all(isinstance(entry, str) for entry in tools):
             path = columns["tools"].path
             tools = [_parsed(_Column(entry, (*path, index)), "a tool") for index, entry in enumerate(tools)]
+        for index, entry in enumerate(tools):
+            if not isinstance(entry, dict):
+                raise _wrong_type(entry, (*columns["tools"].path, index), "a tool, which is an object", "bad_tools")
         return tools
     functions = _list(columns, "functions")
     return None if functions is None else [{"type": "function", "function": entry} for entry in functions]
@@ -686,7 +707,7 @@ def _kind(value: Json) -> str:
 def _unknown_shape(record: Json, columns: Mapping[str, _Column], recipe: Recipe) -> RecordError:
     seen = ", ".join(record) if isinstance(record, dict) else _kind(record)
     found = _find_messages(record, "", 0)
-    hint = f" A list of messages stands at {found}: --map {found}=messages." if found else ""
+    hint = f" Messages stand at {found}: --map {found}=messages takes them (and nothing beside them)." if found else ""
     absent = [name for name in recipe.columns if "[]." not in name and record.get(name, _dig(record, name)[0]) is None]
     if absent:
         hint += f" The mapped column {', '.join(absent)} is not in this record."

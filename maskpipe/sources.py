@@ -441,6 +441,7 @@ def _read_text(path: Path, reading: _Reading) -> Iterator[Chunk]:
         size += len(piece)
         if size <= MAX_LINE_BYTES:
             pieces.append(piece)
+    _refuse_utf16(pieces[0] if pieces else b"", path)
     if size > MAX_LINE_BYTES:
         yield reading.bad(
             f"{reading.name}: a text file is one text, and this one has {size:,} bytes, more than {MAX_LINE_BYTES:,}. "
@@ -462,7 +463,8 @@ def _read_json(path: Path, reading: _Reading) -> Iterator[Chunk]:
             break
     head = head.removeprefix(b"\xef\xbb\xbf")
     whole = _with_head(head, blocks)
-    if _is_lines(head, ended):
+    _refuse_utf16(head, path)
+    if _is_lines(head, ended, _suffix(path) != ".json"):
         yield from _cut_lines(whole, reading)
     else:
         yield from _cut_document(b"".join(whole), reading)
@@ -473,8 +475,13 @@ def _with_head(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield from blocks
 
 
-def _is_lines(head: bytes, ended: bool) -> bool:
-    """JSON Lines, or one JSON text over many lines? Decided from the first bytes."""
+def _refuse_utf16(head: bytes, path: Path) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(f"{path} looks like UTF-16. Convert it to UTF-8")
+
+
+def _is_lines(head: bytes, ended: bool, named_lines: bool) -> bool:
+    """JSON Lines, or one JSON text over many lines? Decided from the first bytes; the name only breaks a tie."""
     lines = head.split(b"\n")
     if not ended:
         lines.pop()  # cut off
@@ -486,7 +493,7 @@ def _is_lines(head: bytes, ended: bool) -> bool:
         return False
     if any(line[:1] in b"{[" and _is_json(line) for line in lines[:32]):
         return True
-    return not first.startswith((b"[", b"{"))
+    return named_lines or not first.startswith((b"[", b"{"))
 
 
 def _is_json(line: bytes) -> bool:
@@ -783,7 +790,8 @@ def _from_object(source: Any, split: str | None) -> _Source:
         return _from_object(source[_choose_split(source, split, f"this {kind}")], None)
     if split is not None and str(getattr(source, "split", None)) != split:
         raise UsageError(f"split={split!r} chooses from a DatasetDict or a directory; this is a {kind}")
-    if module == "datasets" and kind in ("Dataset", "IterableDataset") and source.features is not None:
+    transformed = getattr(source, "format", {}).get("type") == "custom" if kind == "Dataset" else False
+    if module == "datasets" and kind in ("Dataset", "IterableDataset") and source.features and not transformed:
         return _Source("dataset", lambda reading: _read_dataset(source, reading))
     if isinstance(source, pa.Table):
         return _Source("table", lambda reading: _hash_records(_cut_batches(source.to_batches(), reading), reading))
@@ -808,7 +816,9 @@ def _from_object(source: Any, split: str | None) -> _Source:
 
 def _read_dataset(dataset: Any, reading: _Reading) -> Iterator[Chunk]:
     batches = (
-        batch for table in dataset.with_format("arrow").iter(batch_size=_ARROW_ROWS) for batch in table.to_batches()
+        batch
+        for table in dataset.with_format("arrow").iter(batch_size=_ARROW_ROWS)
+        for batch in table.combine_chunks().to_batches()
     )
     yield from _hash_records(_cut_batches(batches, reading), reading)
 
