@@ -176,14 +176,16 @@ class Sources:
 
     def chunks(self) -> Iterator[Chunk]:
         """All chunks in order. UsageError: a file that cannot be read or unpacked, or no record in any source."""
-        self._origins = []
-        self.counts["blank_lines"] = 0
+        origins: list[Origin] = []
+        blank_lines = 0
         for index, source in enumerate(self._sources):
             reading = _Reading(index, source.name)
             yield from source.read(reading)
-            self.counts["blank_lines"] += reading.blank_lines
-            self._origins.append(Origin(source.name, reading.hash.hexdigest(), reading.rows))
-        if not any(origin.records for origin in self._origins):
+            blank_lines += reading.blank_lines
+            origins.append(Origin(source.name, reading.hash.hexdigest(), reading.rows))
+        self._origins = origins
+        self.counts["blank_lines"] = blank_lines
+        if not any(origin.records for origin in origins):
             raise UsageError(f"no records in {', '.join(self.names)}: nothing to read")
 
     def records(self) -> Iterator[tuple[int, int, Any]]:
@@ -491,7 +493,10 @@ def _is_lines(head: bytes, ended: bool, named_lines: bool) -> bool:
     first = lines[0].strip()
     if first in (b"[", b"{") or (len(lines) == 1 and ended and first.startswith(b"[")):
         return False
-    if any(line[:1] in b"{[" and _is_json(line) for line in lines[:32]):
+    if first.startswith(b"[") and not _is_json(first):
+        return False
+    whole = [line[:1] in b"{[" and _is_json(line) for line in lines[:32]]
+    if 2 * sum(whole) >= len(whole):  # in an object over many lines a few can be whole by chance
         return True
     return named_lines or not first.startswith((b"[", b"{"))
 

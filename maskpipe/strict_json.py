@@ -47,6 +47,8 @@ def parse(text: bytes | str) -> Any:
         raise RecordError(f"not JSON: {error.msg} at character {error.pos}, near {near!r}", reason="not_json") from None
     except RecursionError:
         raise _too_deep() from None
+    except RecordError:  # a ValueError too
+        raise
     except ValueError as error:  # int() refuses more than a few thousand digits
         raise RecordError(f"not JSON that can be used: {error}", reason="not_json") from None
     if text.count("[") + text.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
