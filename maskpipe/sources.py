@@ -90,7 +90,9 @@ class Chunk:
     reason: str = ""
     """bad: the RecordError's reason."""
     counts: Counter[str] = field(default_factory=Counter, compare=False)
-    """Filled by records(): null_struct_fields_dropped, decimal."""
+    """Filled by records(): null_struct_fields_dropped."""
+    lines: list[int] = field(default_factory=list, compare=False, repr=False)
+    """Filled by place(): 1-based line number of each record."""
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """(row, record) in order; a record that cannot be read is a RecordError instead, and the others follow."""
@@ -112,13 +114,10 @@ class Chunk:
         """Where a person finds the record: file:line for JSON Lines, else the file and the row."""
         if self.kind != "lines":
             return self.name if self.kind == "text" else f"{self.name}: record {row}"
-        left = row - self.first_row
-        for number, line in enumerate(self.payload.split(b"\n"), self.first_line):
-            if line.strip():
-                if left == 0:
-                    return f"{self.name}:{number}"
-                left -= 1
-        raise IndexError(f"row {row} is not in this chunk")
+        if not self.lines:
+            lines = enumerate(self.payload.split(b"\n"), self.first_line)
+            self.lines.extend(number for number, line in lines if line.strip())
+        return f"{self.name}:{self.lines[row - self.first_row]}"
 
     def _texts(self) -> Iterator[bytes]:
         if self.kind == "lines":

@@ -413,3 +413,9 @@ def test_records_of_a_chunk_can_be_read_in_any_process_and_twice() -> None:
     for _ in range(2):
         assert list(copy.records()) == [(0, {"m": {"a": 1}}), (1, {"m": {"b": 2}})]
         assert copy.counts["null_struct_fields_dropped"] == 2
+
+
+def test_an_object_over_many_lines_is_known_even_without_indentation(tmp_path: Path) -> None:
+    lines = [json.dumps(message) for message in RECORDS[1]["messages"]]
+    (tmp_path / "a.json").write_text('{"messages": [\n' + ",\n".join(lines) + "\n]}\n")
+    assert same(read(tmp_path / "a.json"), RECORDS[1:2])

@@ -1,0 +1,17 @@
+"""What tests share: where real data lies, if it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """../shared/data beside the checkout; skips where it is absent. Nothing of it may be committed."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs {SHARED}; not found")
+    return SHARED
