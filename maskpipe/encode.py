@@ -23,7 +23,7 @@ from maskpipe.document import Document
 from maskpipe.errors import RecordError, TemplateError, UsageError
 from maskpipe.policy import Policy, may_train
 from maskpipe.recipe import Recipe
-from maskpipe.roles import Flag, Part, Role, Verdict
+from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
 from maskpipe.template.lost import Lost, find_lost
 from maskpipe.template.render import Trace, Wrapped, wrap
 from maskpipe.template.sampled import Turn
@@ -152,6 +152,7 @@ class Encoder:
             views, dropped = self._views(wrapped, whole, turns, record)
             documents, counts = self._documents(record, views, turns)
         out.counts.update(counts)
+        out.counts.update(f"turns_{verdict_name(turn.verdict)}" for turn in turns)
         out.dropped += dropped
         if not documents:
             why = next((turn.reason for turn in turns if turn.verdict & Verdict.REFUSED), "")

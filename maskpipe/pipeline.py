@@ -12,6 +12,7 @@ bytes: chunks, partitions and shards depend on the data alone, and results are t
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
 import platform
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+import maskpipe
 from maskpipe import card, summary
 from maskpipe.chat import Conversation, read_record
 from maskpipe.encode import Encoder
@@ -136,7 +138,7 @@ def prepare(
     stage = work / ".stage"
     stage.mkdir()
     try:
-        with _Pool(_workers(workers), tokenizer, recipe) as pool:
+        with _Pool(_workers(workers), encoder) as pool:
             mapped = list(_map(pool, sources, stage, proof, progress))
             if not any(len(part.lengths) for part in mapped):
                 raise _nothing_left(mapped)
@@ -273,7 +275,7 @@ def _map_chunk(
                 _prove(encoder, parsed, out, chunk.place(row))
         if writer is not None:
             documents += encoded.documents
-            if sum(map(len, documents[-64:])) and len(documents) >= 512:
+            if len(documents) >= 512:
                 writer.write_table(documents_to_table(documents))
                 documents = []
     if writer is not None and documents:
@@ -481,9 +483,8 @@ def _check_ledger(manifest: Manifest, counts: Counter[str], mapped: list[_Mapped
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("maskpipe", "tokenizers", "jinja2", "pyarrow", "numpy")}
+    names = ("tokenizers", "jinja2", "pyarrow", "numpy")
+    return {"maskpipe": maskpipe.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
 def _remove_stage(stage: Path) -> None:
@@ -513,10 +514,9 @@ class _Pool:
     Processes start when there is a second task: a small input does not pay for them.
     """
 
-    def __init__(self, workers: int, tokenizer: Tokenizer, recipe: Recipe) -> None:
+    def __init__(self, workers: int, encoder: Encoder) -> None:
         self.workers = workers
-        self._given = (dict(tokenizer.files), tokenizer.name, recipe)
-        self._local: Encoder | None = None
+        self._encoder = encoder
         self._executor: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -526,9 +526,9 @@ class _Pool:
             return
         second = next(iterator, None) if self.workers > 1 else None
         if second is None:
-            yield function(self._encoder(), *first)
+            yield function(self._encoder, *first)
             for task in iterator:
-                yield function(self._encoder(), *task)
+                yield function(self._encoder, *task)
             return
         waiting: list[Future[Any]] = [self._submit(function, first), self._submit(function, second)]
         try:
@@ -548,15 +548,12 @@ class _Pool:
 
     def _submit(self, function: Callable[..., Any], task: tuple[Any, ...]) -> Future[Any]:
         if self._executor is None:
+            tokenizer = self._encoder.tokenizer
+            given = (dict(tokenizer.files), tokenizer.name, self._encoder.recipe)
             self._executor = ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context("spawn"), _start_worker, self._given
+                self.workers, multiprocessing.get_context("spawn"), _start_worker, given
             )
         return self._executor.submit(_in_worker, function, task)
-
-    def _encoder(self) -> Encoder:
-        if self._local is None:
-            self._local = _make_encoder(*self._given)
-        return self._local
 
     def __enter__(self) -> _Pool:
         return self
@@ -569,14 +566,10 @@ class _Pool:
 _worker_encoder: Encoder | None = None
 
 
-def _make_encoder(files: dict[str, bytes], name: str, recipe: Recipe) -> Encoder:
-    return Encoder(Tokenizer(files, name), recipe)
-
-
 def _start_worker(files: dict[str, bytes], name: str, recipe: Recipe) -> None:
     global _worker_encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core: threads inside would fight for it
-    _worker_encoder = _make_encoder(files, name, recipe)
+    _worker_encoder = Encoder(Tokenizer(files, name), recipe)
 
 
 def _in_worker(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:

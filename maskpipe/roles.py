@@ -87,3 +87,8 @@ ROLE_NAMES = {
 def role_of(name: str) -> Role:
     """The role a message's own `role` string stands for; OTHER when it is none of the standard ones."""
     return ROLE_NAMES.get(name, Role.OTHER)
+
+
+def verdict_name(verdict: int) -> str:
+    """`exact`, or the names of the bits joined by `+`."""
+    return "+".join(bit.name.lower() for bit in Verdict if verdict & bit and bit.name) or "exact"
