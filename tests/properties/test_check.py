@@ -151,6 +151,14 @@ def test_the_first_of_several_is_reported() -> None:
     assert found == (0, 1, "input_id", "id -1 is outside the vocabulary of 1000")
 
 
+def test_an_end_of_a_document_that_steps_back_hides_nothing_before_it() -> None:
+    rows = sound()
+    rows["document_ends"][:2] = [5, 3]  # tokens 3 and 4 are inside the first document, not after the last
+    found = _core.check_rows(**rows)
+    assert found == (0, 5, "document_ends", "a document that begins at 5 ends at 3; the row has 6 tokens")
+    assert slow_first(rows) == found[:3]
+
+
 def test_a_row_of_padding_alone_is_sound_and_a_text_of_unknown_part_too() -> None:
     assert _core.check_rows(**laid_out([], [[]], 4)) is None
     foreign: list[Doc] = [([1, 2], [(int(Role.UNKNOWN), int(Part.NONE), 0, -1)] * 2)]
