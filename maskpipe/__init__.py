@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from maskpipe import pack
     from maskpipe.chat import Conversation, Text
     from maskpipe.document import Document
-    from maskpipe.encode import encode
+    from maskpipe.encoder import encode
     from maskpipe.errors import (
         DatasetError,
         MaskpipeError,
@@ -56,7 +56,7 @@ _HOME = {
     "TokenizerError": "errors",
     "UsageError": "errors",
     "Verdict": "roles",
-    "encode": "encode",
+    "encode": "encoder",
     "open": "shards.reader",
     "pack": "pack",
     "prepare": "pipeline",
@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'maskpipe' has no attribute {name!r}")
     module = importlib.import_module(f"maskpipe.{home}")
-    value = module if home == name and name != "encode" else getattr(module, name)
+    value = module if home == name else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jinja2 import nodes
 
-from maskpipe.encode import Encoder
+from maskpipe.encoder import Encoder
 from maskpipe.errors import TemplateError
 from maskpipe.template.render import wrap
 
@@ -35,7 +35,9 @@ def check_fit(encoder: Encoder) -> list[Finding]:
         pieces = len(tokenizer.encode(text).input_ids)
         if not tokenizer.is_control(text) and pieces > 1:
             findings.append(
-                Finding("MP101", f"the template writes {text!r}, which the tokenizer encodes as {pieces} ordinary tokens")
+                Finding(
+                    "MP101", f"the template writes {text!r}, which the tokenizer encodes as {pieces} ordinary tokens"
+                )
             )
     try:
         template.engine.trace(wrap([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]))

@@ -32,7 +32,7 @@ import pyarrow as pa
 import maskpipe
 from maskpipe import card, summary
 from maskpipe.chat import Conversation, read_record
-from maskpipe.encode import Encoder
+from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, UsageError
 from maskpipe.fit import Finding, check_fit
 from maskpipe.pack import Pieces, plan
@@ -215,9 +215,7 @@ def _workers(workers: int | None) -> int:
 # -- P1: map
 
 
-def _map(
-    pool: _Pool, sources: Sources, stage: Path, proof: int | None, progress: Progress | None
-) -> Iterator[_Mapped]:
+def _map(pool: _Pool, sources: Sources, stage: Path, proof: int | None, progress: Progress | None) -> Iterator[_Mapped]:
     """Results in the order of the chunks, at most a few chunks in memory at a time."""
     seen = Counter[str]()
     numbered = ((f"{number:06d}.arrow", chunk) for number, chunk in enumerate(sources.chunks()))
@@ -398,9 +396,7 @@ def _shards_of(pieces: Pieces, recipe: Recipe) -> Iterator[Pieces]:
     for first in range(0, pieces.rows, rows):
         offsets = pieces.row_offsets[first : first + rows + 1]
         begin, end = int(offsets[0]), int(offsets[-1])
-        yield Pieces(
-            pieces.documents[begin:end], pieces.starts[begin:end], pieces.stops[begin:end], offsets - begin
-        )
+        yield Pieces(pieces.documents[begin:end], pieces.starts[begin:end], pieces.stops[begin:end], offsets - begin)
 
 
 def _write_task(
@@ -471,7 +467,9 @@ def _check_ledger(manifest: Manifest, counts: Counter[str], mapped: list[_Mapped
     records = manifest.records_kept + sum(manifest.rejected.values())
     if records != manifest.records:
         raise MaskpipeError(f"the ledger does not add up: {manifest.records:,} records read, {records:,} accounted for")
-    gone = sum(count for name, count in counts.items() if name == "tokens_truncated" or name.startswith("tokens_dropped_"))
+    gone = sum(
+        count for name, count in counts.items() if name == "tokens_truncated" or name.startswith("tokens_dropped_")
+    )
     if manifest.totals.n_tokens + gone != counts["tokens"]:
         raise MaskpipeError(
             f"the ledger does not add up: {counts['tokens']:,} tokens made, {manifest.totals.n_tokens:,} in the shards "
@@ -479,7 +477,9 @@ def _check_ledger(manifest: Manifest, counts: Counter[str], mapped: list[_Mapped
         )
     loss = sum(part.loss_tokens for part in mapped)
     if manifest.totals.n_loss > loss:
-        raise MaskpipeError(f"the ledger does not add up: {loss:,} loss tokens made, {manifest.totals.n_loss:,} in the shards")
+        raise MaskpipeError(
+            f"the ledger does not add up: {loss:,} loss tokens made, {manifest.totals.n_loss:,} in the shards"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -70,9 +70,7 @@ class Policy:
                 selectors.append(_selector(word))
         if not any(selector.add for selector in selectors):
             selectors.insert(0, _Selector(True, Role.ASSISTANT, None))
-        return Policy(
-            tuple(selectors), turns, recipe.train_on_empty_reasoning, recipe.on_history_rewrite == "accept"
-        )
+        return Policy(tuple(selectors), turns, recipe.train_on_empty_reasoning, recipe.on_history_rewrite == "accept")
 
     @property
     def trains_turns(self) -> bool:
@@ -176,4 +174,3 @@ def _turn_numbers(word: str) -> tuple[int, ...]:
         return tuple(int(number) for number in word.removeprefix("turns:").split(","))
     except ValueError:
         raise UsageError(f"train_on: {word!r} must list turn numbers, such as turns:0,2,-1") from None
-

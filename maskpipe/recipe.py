@@ -74,7 +74,9 @@ class Recipe:
         for name in ("train_on",):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(
-            self, "control_tokens_allowed", {role: tuple(tokens) for role, tokens in self.control_tokens_allowed.items()}
+            self,
+            "control_tokens_allowed",
+            {role: tuple(tokens) for role, tokens in self.control_tokens_allowed.items()},
         )
         if self.sequence_length < 2:
             raise UsageError(f"sequence_length must be at least 2, got {self.sequence_length}")
@@ -82,11 +84,17 @@ class Recipe:
             choices = _CHOICES.get(entry.name)
             value = getattr(self, entry.name)
             if choices and value not in choices:
-                raise UsageError(f"{entry.name} must be one of {', '.join(choices)}; got {value!r}{_nearest(str(value), choices)}")
+                raise UsageError(
+                    f"{entry.name} must be one of {', '.join(choices)}; got {value!r}{_nearest(str(value), choices)}"
+                )
         if self.packing == "concat_split" and self.objective != "pretrain":
-            raise UsageError("packing='concat_split' cuts documents, so it needs objective='pretrain'; chats are never cut")
+            raise UsageError(
+                "packing='concat_split' cuts documents, so it needs objective='pretrain'; chats are never cut"
+            )
         if self.on_too_long == "split" and self.objective != "pretrain":
-            raise UsageError("on_too_long='split' cuts documents, so it needs objective='pretrain'; chats are never cut")
+            raise UsageError(
+                "on_too_long='split' cuts documents, so it needs objective='pretrain'; chats are never cut"
+            )
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -253,7 +253,13 @@ class Encoder:
     def _document(self, record: Conversation, view: _View, turns: list[Turn], counts: Counter[str]) -> Document:
         spans = list(spans_of(view.trace, view.turns))
         verdicts = {turn.message: turn.verdict for turn in turns} | {turn.message: turn.verdict for turn in view.turns}
-        cuts = sorted({turn.cut for turn in view.turns if turn.cut > 0 and may_train(turn.verdict & ~Verdict.HISTORY_DIFFERS, self.policy)})
+        cuts = sorted(
+            {
+                turn.cut
+                for turn in view.turns
+                if turn.cut > 0 and may_train(turn.verdict & ~Verdict.HISTORY_DIFFERS, self.policy)
+            }
+        )
         encoding = self._encode_text(view.trace.text, _content_ranges(spans, self.recipe), cuts, counts)
         facts = _facts(view.trace.text, spans, encoding)
         counts["tokens"] += len(encoding.input_ids)
@@ -274,7 +280,11 @@ class Encoder:
         return with_loss(document, self.policy)
 
     def _encode_text(
-        self, text: str, content: Sequence[tuple[int, int, frozenset[str] | None]], cuts: Sequence[int], counts: Counter[str]
+        self,
+        text: str,
+        content: Sequence[tuple[int, int, frozenset[str] | None]],
+        cuts: Sequence[int],
+        counts: Counter[str],
     ) -> Encoding:
         encoding = self.tokenizer.encode(text, content=content, cuts=cuts)
         if encoding.neutralised and self.recipe.control_tokens_in_content == "refuse":
@@ -292,7 +302,7 @@ class Encoder:
         if self.recipe.objective != "pretrain":
             raise RecordError(
                 f"plain text has no turns to train under objective={self.recipe.objective!r}; use --objective pretrain",
-                reason="text_without_turns",
+                reason="text_needs_pretrain",
             )
         keep = self.recipe.control_tokens_in_content == "keep" or not record.text
         encoding = self._encode_text(record.text, [] if keep else [(0, len(record.text), None)], (), out.counts)
@@ -402,9 +412,7 @@ def _facts(text: str, spans: list[Span], encoding: Encoding) -> _Facts:
     for token in encoding.cut_before:
         flags[token] |= Flag.CUT_BEFORE
     mixed = whole & (first != last) & ((roles[first] != roles[last]) | (parts[first] != parts[last]))
-    return _Facts(
-        roles[first], parts[first], flags.astype(np.uint8), messages[first], int(np.count_nonzero(mixed))
-    )
+    return _Facts(roles[first], parts[first], flags.astype(np.uint8), messages[first], int(np.count_nonzero(mixed)))
 
 
 def _content_ranges(spans: list[Span], recipe: Recipe) -> list[tuple[int, int, frozenset[str] | None]]:
