@@ -108,16 +108,25 @@ TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table,
     }
   }
   const std::size_t count = occurrences.ids.size();
-  if (occurrences.starts.size() != count || occurrences.ends.size() != count) {
-    throw std::invalid_argument("starts, ends and ids of occurrences differ in length");
+  const bool known_tokens = !occurrences.tokens.empty();
+  if (occurrences.starts.size() != count || occurrences.ends.size() != count ||
+      (known_tokens && occurrences.tokens.size() != count)) {
+    throw std::invalid_argument("starts, ends, ids and tokens of occurrences differ in length");
   }
   std::int64_t before = 0;
+  std::int64_t token_before = -1;
   for (std::size_t o = 0; o < count; ++o) {
     if (occurrences.starts[o] < before || occurrences.ends[o] < occurrences.starts[o] ||
         to_size(occurrences.ends[o]) > text.size()) {
       throw std::invalid_argument("occurrence " + std::to_string(o) + " is out of order or outside the text");
     }
     before = occurrences.ends[o];
+    if (!known_tokens) continue;
+    const std::int32_t token = occurrences.tokens[o];
+    if (token <= token_before || to_size(token) >= ids.size() || ids[to_size(token)] != occurrences.ids[o]) {
+      throw std::invalid_argument("the token of occurrence " + std::to_string(o) + " is out of order or has another id");
+    }
+    token_before = token;
   }
 
   TokenEnds out;
@@ -127,13 +136,13 @@ TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table,
   std::size_t at = 0;
 
   // Tokens of one piece from `token`, `at`: the token after the last, or nothing when the bytes do not come out.
-  const auto walk = [&](std::size_t piece_end, std::int32_t stop_id, bool skip_space,
+  const auto walk = [&](std::size_t piece_end, std::size_t last_token, std::int32_t stop_id, bool skip_space,
                         std::int64_t& marks) -> std::optional<std::size_t> {
     std::size_t k = token;
     std::size_t position = at;
     for (;; ++k) {
-      if (position == piece_end && (stop_id < 0 ? k == ids.size() : k < ids.size() && ids[k] == stop_id)) return k;
-      if (k == ids.size()) return std::nullopt;
+      if (position == piece_end && (stop_id < 0 ? k == last_token : k < last_token && ids[k] == stop_id)) return k;
+      if (k == last_token) return std::nullopt;
       std::span<const std::uint8_t> bytes = table[ids[k]];
       if (skip_space) {
         if (bytes.empty() || bytes.front() != ' ') return std::nullopt;
@@ -165,23 +174,27 @@ TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table,
 
   for (std::size_t o = 0; o <= count; ++o) {
     const std::size_t piece_end = o < count ? to_size(occurrences.starts[o]) : text.size();
-    const std::int32_t stop_id = o < count ? occurrences.ids[o] : -1;
+    const bool known_stop = o == count || known_tokens;  // the piece's tokens go to last_token, else to stop_id
+    const std::size_t last_token = o < count && known_tokens ? to_size(occurrences.tokens[o]) : ids.size();
+    const std::int32_t stop_id = known_stop ? -1 : occurrences.ids[o];
     std::int64_t marks = 0;
-    std::optional<std::size_t> stop = walk(piece_end, stop_id, false, marks);
+    std::optional<std::size_t> stop = walk(piece_end, last_token, stop_id, false, marks);
     if (!stop && prefix_space) {
       marks = 0;
-      stop = walk(piece_end, stop_id, true, marks);
+      stop = walk(piece_end, last_token, stop_id, true, marks);
     }
     if (stop) {
       out.marks += marks;
     } else {
-      const auto found = stop_id < 0 ? ids.end() : std::find(ids.begin() + static_cast<std::ptrdiff_t>(token), ids.end(),
-                                                             stop_id);
-      if (stop_id >= 0 && found == ids.end()) {
-        out.in_step = false;
-        return out;
+      stop = last_token;
+      if (!known_stop) {
+        const auto found = std::find(ids.begin() + static_cast<std::ptrdiff_t>(token), ids.end(), stop_id);
+        if (found == ids.end()) {
+          out.in_step = false;
+          return out;
+        }
+        stop = static_cast<std::size_t>(found - ids.begin());
       }
-      stop = static_cast<std::size_t>(found - ids.begin());
       std::fill(out.ends.begin() + static_cast<std::ptrdiff_t>(token),
                 out.ends.begin() + static_cast<std::ptrdiff_t>(*stop), static_cast<std::int64_t>(piece_end));
       for (const std::size_t value : {token, *stop, at, piece_end}) {

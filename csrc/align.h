@@ -64,6 +64,8 @@ struct Occurrences {
   std::span<const std::int64_t> starts;  // [occurrences] byte positions
   std::span<const std::int64_t> ends;    // [occurrences] byte positions, at most the next start
   std::span<const std::int32_t> ids;     // [occurrences]
+  std::span<const std::int32_t> tokens;  // [occurrences] index of the token where that is known, or empty: the tokens
+                                         // of the piece before it say where it is
 };
 
 struct TokenEnds {
@@ -81,7 +83,7 @@ struct TokenEnds {
 //   prefix_space   a piece may print one space more than it has, at its start; a token of only that space is zero-width
 //   space_mark     bytes in the text that count as equal to a token's space ("\u2581"); empty: none
 // Time O(tokens + bytes). std::invalid_argument for an id outside the table, occurrences that are out of order or
-// outside the text, or arrays that do not fit each other.
+// outside the text, tokens of occurrences that do not ascend or have another id, or arrays that do not fit each other.
 TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table, std::string_view text,
                      const Occurrences& occurrences, bool prefix_space, std::string_view space_mark);
 

@@ -27,13 +27,13 @@ namespace {
 // the argument. Valid as long as the array lives.
 template <typename Value>
 std::span<const Value> view(const py::object& argument, const std::string& name) {
-  const std::string dtype = py::str(py::dtype::of<Value>());
+  const auto dtype = [] { return std::string(py::str(py::dtype::of<Value>())); };
   if (!py::isinstance<py::array>(argument)) {
-    throw py::type_error(name + " must be a numpy array of " + dtype + ", got " + Py_TYPE(argument.ptr())->tp_name);
+    throw py::type_error(name + " must be a numpy array of " + dtype() + ", got " + Py_TYPE(argument.ptr())->tp_name);
   }
   const auto array = py::reinterpret_borrow<py::array>(argument);
   if (!py::isinstance<py::array_t<Value>>(array)) {
-    throw py::type_error(name + " must be a numpy array of " + dtype + ", got dtype " +
+    throw py::type_error(name + " must be a numpy array of " + dtype() + ", got dtype " +
                          std::string(py::str(array.dtype())));
   }
   if (array.ndim() != 1) {
@@ -242,18 +242,20 @@ void bind_align(py::module_& m) {
   m.def(
       "token_ends",
       [ends_type](const py::object& ids, const maskpipe::TokenTable& table, const py::bytes& text,
-                  const py::object& starts, const py::object& ends, const py::object& occurrence_ids, bool prefix_space,
-                  const py::bytes& space_mark) {
+                  const py::object& starts, const py::object& ends, const py::object& occurrence_ids,
+                  const py::object& known_tokens, bool prefix_space, const py::bytes& space_mark) {
         const auto tokens = view<std::int32_t>(ids, "ids");
         const maskpipe::Occurrences occurrences{view<std::int64_t>(starts, "starts"), view<std::int64_t>(ends, "ends"),
-                                                view<std::int32_t>(occurrence_ids, "occurrence_ids")};
+                                                view<std::int32_t>(occurrence_ids, "occurrence_ids"),
+                                                view<std::int32_t>(known_tokens, "known_tokens")};
         const std::string_view in = text, mark = space_mark;
         maskpipe::TokenEnds out = without_gil(
             [&] { return maskpipe::token_ends(tokens, table, in, occurrences, prefix_space, mark); });
         return ends_type(to_numpy(std::move(out.ends)), to_numpy(std::move(out.occurrence_tokens)),
                          to_numpy(std::move(out.stray)), to_numpy(std::move(out.failed)), out.marks, out.in_step);
       },
-      "ids"_a, "table"_a, "text"_a, "starts"_a, "ends"_a, "occurrence_ids"_a, "prefix_space"_a, "space_mark"_a);
+      "ids"_a, "table"_a, "text"_a, "starts"_a, "ends"_a, "occurrence_ids"_a, "known_tokens"_a,
+      "prefix_space"_a, "space_mark"_a);
   m.def(
       "align_facts",
       [](const py::object& token_ends, const py::object& span_ends) {

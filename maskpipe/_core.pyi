@@ -133,6 +133,7 @@ def token_ends(
     starts: _Int64,
     ends: _Int64,
     occurrence_ids: _Int32,
+    known_tokens: _Int32,
     prefix_space: bool,
     space_mark: bytes,
 ) -> TokenEnds:

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from maskpipe.errors import TokenizerError
 
 Config = dict[str, Any]
-Lead = Literal["start", "inner", "cut"]
-"""What stands before a stretch of text: nothing, an added token, or text that was encoded apart from it."""
+Lead = Literal["start", "after_token", "after_normalized", "cut"]
+"""What stands before a stretch of text: nothing, an added token found in the raw text, one found in the normalised
+text, or text that was encoded apart from it. It decides where the tokenizer adds a space of its own."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,9 @@ def adds_space(config: Config) -> bool:
     )
 
 
-def stretch_config(config: Config, lead: Lead, prepend: bool) -> tuple[Config | None, Config | None]:
-    """(normalizer, pre_tokenizer) that treat a stretch alone as the tokenizer treats it inside a text.
-
-    `prepend` is false where the normaliser does not start anew: after a cut and after a normalized added token.
-    """
+def stretch_config(config: Config, lead: Lead) -> tuple[Config | None, Config | None]:
+    """(normalizer, pre_tokenizer) that treat a stretch alone as the tokenizer treats it inside a text."""
+    prepend = lead in ("start", "after_token")  # the normaliser starts anew after a token of the raw text only
 
     def normalizer(component: Config | None) -> Config | None:
         if component is None or (component["type"] == "Prepend" and not prepend):
@@ -166,7 +165,7 @@ def stretch_config(config: Config, lead: Lead, prepend: bool) -> tuple[Config | 
             return component | {"pretokenizers": [pre_tokenizer(child) for child in component["pretokenizers"]]}
         if component["type"] == "Metaspace":
             scheme = component.get("prepend_scheme", "always")
-            if lead == "cut" or (lead == "inner" and scheme == "first"):
+            if lead == "cut" or (lead != "start" and scheme == "first"):
                 kept = {key: value for key, value in component.items() if key != "add_prefix_space"}
                 return kept | {"prepend_scheme": "never"}
         if component["type"] == "ByteLevel" and lead == "cut":
