@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "maskpipe"
 LAYERS = [
     {"errors", "_core"},
     {"roles", "strict_json"},
-    {"document", "recipe", "demo_data"},
-    {"chat", "policy", "vocabulary"},
+    {"document", "recipe", "demo_data", "vocabulary"},
+    {"chat", "policy", "added_tokens"},
     {"sources", "template", "tokenizer"},
     {"encoder", "pack"},
     {"fit", "rules", "shards"},
