@@ -7,6 +7,7 @@ Every fact survives exactly. Weights are kept as the exceptions from 1, so `weig
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +94,8 @@ def documents_to_table(documents: Sequence[Document]) -> pa.Table:
         offsets,
     )
     packed = packed_runs(runs.run_ends, runs.run_roles, runs.run_parts, runs.run_flags, runs.run_messages)
-    weights = [_exceptions(document) for document in documents]
-    verdicts = [np.array(sorted(document.verdicts.items()), VERDICT_DTYPE) for document in documents]
+    weights = [_exceptions(document).tolist() for document in documents]
+    verdicts = [sorted(document.verdicts.items()) for document in documents]
     facts = np.zeros(len(documents), DOCUMENT_DTYPE)
     for name, missing in NULLS.items():
         facts[name] = missing
@@ -258,8 +259,8 @@ def _exceptions(document: Document) -> Structs:
     return exceptions
 
 
-def _ragged(groups: Sequence[Structs], dtype: np.dtype[np.void], arrow: pa.StructType) -> pa.Array:
-    values = np.concatenate([np.empty(0, dtype), *groups])
+def _ragged(groups: Sequence[list[Any]], dtype: np.dtype[np.void], arrow: pa.StructType) -> pa.Array:
+    values = np.array(list(itertools.chain.from_iterable(groups)), dtype)
     return list_array(_offsets([len(group) for group in groups]), struct_array(values, arrow))
 
 

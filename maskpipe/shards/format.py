@@ -1,4 +1,5 @@
-"""Shard format v1: versions, schemas, limits. docs/FORMAT.md is the specification; rule numbers (F1 …) point there.
+"""Shard format v1: versions, schemas, limits. docs/FORMAT.md is the specification; rule numbers (F1 …) point
+there.
 
 A dataset is a directory of Arrow IPC files whose rows are sequences, and a manifest that covers every byte of them.
 The same few struct types stand here twice: as Arrow types, how files keep them, and as packed numpy dtypes, how the
@@ -121,7 +122,7 @@ document's first token. Lists of tokens have 64-bit offsets, so that no table of
 
 
 def sequence_schema(sequence_length: int, metadata: dict[str, str] | None = None) -> pa.Schema:
-    """One row per Sequence of `sequence_length` tokens: the schema of every shard (F8)."""
+    """One row per Sequence of `sequence_length` tokens: the schema of every shard (F10)."""
     return pa.schema(
         [
             _field("input_ids", pa.list_(_field("item", pa.int32()), sequence_length)),
@@ -134,11 +135,19 @@ def sequence_schema(sequence_length: int, metadata: dict[str, str] | None = None
     )
 
 
-def shard_metadata(*, recipe_fingerprint: str, sequence_length: int, vocab_size: int, pad_id: int) -> dict[str, str]:
-    """What every shard says of itself in its schema's custom metadata (F9)."""
+def shard_metadata(
+    *,
+    recipe_fingerprint: str,
+    sequence_length: int,
+    vocab_size: int,
+    pad_id: int,
+    version: tuple[int, int] = FORMAT_VERSION,
+    label_version: int = LABEL_VERSION,
+) -> dict[str, str]:
+    """What every shard says of itself in its schema's custom metadata."""
     return {
-        "maskpipe.format": ".".join(map(str, FORMAT_VERSION)),
-        "maskpipe.label_version": str(LABEL_VERSION),
+        "maskpipe.format": ".".join(map(str, version)),
+        "maskpipe.label_version": str(label_version),
         "maskpipe.recipe": recipe_fingerprint,
         "maskpipe.sequence_length": str(sequence_length),
         "maskpipe.vocab_size": str(vocab_size),
@@ -147,5 +156,5 @@ def shard_metadata(*, recipe_fingerprint: str, sequence_length: int, vocab_size:
 
 
 def batch_rows(sequence_length: int) -> int:
-    """Rows of every record batch of a shard but the last one (F10)."""
+    """Rows of every record batch of a shard but the last one (F11)."""
     return max(1, BATCH_TOKENS // sequence_length)

@@ -1,6 +1,6 @@
 """manifest.json: what a dataset is, and the hash of every byte of it. Opening reads this file and no other.
 
-Parsing is strict: what the format does not name, or what does not add up, is refused (F2-F7, F23-F30). Time, machine,
+Parsing is strict: what the format does not name, or what does not add up, is refused (F4-F9, F24-F29). Time, machine,
 paths, versions and worker counts are not in it: they go to run.json, outside the dataset's identity.
 """
 
@@ -56,7 +56,8 @@ class Counts:
     cuts: int = 0
     """Tokens before which the encoding was cut."""
     verdicts: Mapping[str, int] = field(default_factory=dict)
-    """Verdict ("exact", or names of Verdict joined by +) → assistant turns, each document counted where it begins."""
+    """Verdict ("exact", or names of Verdict joined by +) → assistant turns: those of each document, of a split document
+    its own turn only; counted where the document begins."""
 
     @staticmethod
     def total(parts: Iterable[Counts]) -> Counts:
@@ -524,6 +525,8 @@ def _check(manifest: Manifest, entry: Mapping[str, Any], records_read: int, wher
     )
     demand(records_read == manifest.records, f"{records_read} records read, but the sources have {manifest.records}")
     known = manifest.records_kept + sum(manifest.rejected.values())
+    names = list(manifest.role_names)
+    demand(names == sorted(set(names)), "role_names are not sorted, each once")
     demand(known == records_read, f"{records_read} records read, but {known} are kept or rejected")
     names = [f.name for f in manifest.files] + [s.name for s in manifest.shards]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []

@@ -370,6 +370,8 @@ class ShardReader:
             sequence_length=manifest.sequence_length,
             vocab_size=manifest.vocab_size,
             pad_id=manifest.pad_id,
+            version=manifest.format,
+            label_version=manifest.label_version,
         )
         if not self._stream.schema.equals(sequence_schema(manifest.sequence_length, metadata), check_metadata=True):
             raise self.wrong("has another schema or metadata than the format and the manifest say")
@@ -401,7 +403,10 @@ class ShardReader:
             path = find_null(column, field)
             if path is not None:
                 raise self.wrong(f"record batch {number} has null in {path}")
-        rows = from_batch(batch)
+        try:
+            rows = from_batch(batch)
+        except ValueError as error:
+            raise self.wrong(f"record batch {number}: {error}") from None
         manifest = self._manifest
         problem = check(
             rows, sequence_length=manifest.sequence_length, vocab_size=manifest.vocab_size, pad_id=manifest.pad_id

@@ -95,7 +95,7 @@ def from_batch(batch: pa.RecordBatch) -> Rows:
 
 
 def check(rows: Rows, *, sequence_length: int, vocab_size: int, pad_id: int) -> str | None:
-    """What is wrong first with these rows, as "row 3, token 17: …" (rows counted from 0 here), or None (F12-F22)."""
+    """What is wrong first with these rows, as "row 3, token 17: …" (rows counted from 0 here), or None (F12-F23)."""
     found = _core.check_rows(
         np.ascontiguousarray(rows.input_ids).reshape(-1),
         *run_arrays(rows.runs),
@@ -111,6 +111,7 @@ def check(rows: Rows, *, sequence_length: int, vocab_size: int, pad_id: int) -> 
     for problem, entries, offsets in (
         (_wrong_run(rows), rows.runs, rows.run_offsets),
         (_wrong_document(rows), rows.documents, rows.document_offsets),
+        (_wrong_verdict(rows), rows.verdicts, rows.verdict_offsets[rows.document_offsets]),
         (_wrong_weight(rows, sequence_length), rows.weights, rows.weight_offsets),
     ):
         if problem is not None:
@@ -125,9 +126,6 @@ def check(rows: Rows, *, sequence_length: int, vocab_size: int, pad_id: int) -> 
     if wrong.any():
         row, token = np.argwhere(wrong)[0]
         return f"row {row}, token {token}: padding has id {rows.input_ids[row, token]}, not pad_id {pad_id}"
-    known = int(Verdict.HISTORY_DIFFERS | Verdict.NO_STOP | Verdict.REFUSED)
-    if np.any(rows.verdicts["verdict"] & ~np.uint8(known)) or np.any(rows.verdicts["message"] < 0):
-        return "a verdict has an unknown bit or belongs to no message"
     return None
 
 
@@ -180,6 +178,22 @@ def _wrong_document(rows: Rows) -> tuple[int, str] | None:
     return None
 
 
+def _wrong_verdict(rows: Rows) -> tuple[int, str] | None:
+    verdicts = rows.verdicts
+    known = int(Verdict.HISTORY_DIFFERS | Verdict.NO_STOP | Verdict.REFUSED)
+    repeats = np.zeros(len(verdicts), bool)
+    repeats[1:] = verdicts["message"][1:] <= verdicts["message"][:-1]
+    repeats[rows.verdict_offsets[:-1][rows.verdict_offsets[:-1] < len(verdicts)]] = False
+    for wrong, text in (
+        (verdicts["verdict"] & ~np.uint8(known) > 0, "a verdict has an unknown bit"),
+        (verdicts["message"] < 0, "a verdict belongs to no message"),
+        (repeats, "the verdicts of a document are not in order of messages, each once"),
+    ):
+        if wrong.any():
+            return int(np.argmax(wrong)), text
+    return None
+
+
 def _wrong_weight(rows: Rows, sequence_length: int) -> tuple[int, str] | None:
     weights = rows.weights
     before = np.concatenate(([0], weights["end"][:-1])).astype(np.int32) if len(weights) else weights["end"]
@@ -216,7 +230,9 @@ def count(rows: Rows) -> Counts:
     key = rows.runs["role"].astype(np.int64) << 8 | rows.runs["part"]
     flags = rows.runs["flags"]
     first = rows.documents["start"] == 0
-    verdicts = rows.verdicts["verdict"][np.repeat(first, np.diff(rows.verdict_offsets))]
+    of = np.repeat(np.arange(len(rows.documents)), np.diff(rows.verdict_offsets))
+    turn = rows.documents["turn"][of]
+    verdicts = rows.verdicts["verdict"][first[of] & ((turn < 0) | (turn == rows.verdicts["message"]))]
     return Counts(
         sequences=len(rows),
         documents=int(first.sum()),
@@ -245,7 +261,7 @@ def _by_key(key: Int64, tokens: Int64) -> dict[str, int]:
 
 
 def digests(rows: Rows) -> bytes:
-    """32 bytes per row: SHA-256 over what the row says, apart from how a file keeps it (F31)."""
+    """32 bytes per row: SHA-256 over what the row says, apart from how a file keeps it (F30)."""
     flat = rows.input_ids.astype("<i4", copy=False)
     bounds = rows.verdict_offsets[rows.document_offsets]
     per_document = np.diff(rows.verdict_offsets).astype("<i4")
@@ -293,7 +309,11 @@ def column_array(values: npt.NDArray[Any], field: pa.Field) -> pa.Array:
 
 
 def numpy_column(array: pa.Array, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The inverse of column_array."""
+    """The inverse of column_array. ValueError for a value that is not null and equals the sentinel."""
+    if name in NULLS and not pa.types.is_boolean(array.type):
+        plain = array.drop_null().to_numpy(zero_copy_only=False)
+        if np.any(np.isnan(plain) if plain.dtype.kind == "f" else plain == NULLS[name]):
+            raise ValueError(f"{name} holds {NULLS[name]}, which must be null")
     if array.null_count:
         array = array.cast(pa.int8()) if pa.types.is_boolean(array.type) else array
         array = array.fill_null(pa.scalar(NULLS[name], type=array.type))

@@ -65,9 +65,9 @@ def verify(path: str | Path) -> Verified:
     row_digests = []
     for number in range(len(manifest.shards)):
         row_digests.append(_check_shard(directory, manifest, number, ledger))
+    ledger.close()
     if fingerprint(manifest, row_digests) != manifest.fingerprint:
         raise DatasetError(f"{directory / MANIFEST}: the fingerprint is not that of the rows and the recipe; {REPAIR}")
-    ledger.close()
     return Verified(
         files=len(manifest.files) + len(manifest.shards) + 2,
         bytes=sum(f.size for f in manifest.files) + sum(shard.size for shard in manifest.shards),
@@ -198,6 +198,8 @@ class _Ledger:
     def _entries(self, name: str, kinds: dict[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
         with Member(self._directory, name) as member:
             text = member.read_all()
+        if text and not text.endswith(b"\n"):
+            raise DatasetError(f"{member.where}: does not end with a newline; {REPAIR}")
         for number, line in enumerate(text.split(b"\n")[:-1], 1):
             where = f"{member.where}:{number}"
             try:

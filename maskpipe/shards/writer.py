@@ -271,8 +271,9 @@ def _gather(values: npt.NDArray[Any], offsets: Int64, groups: Int64) -> tuple[np
     out = np.zeros(len(groups) + 1, np.int64)
     np.cumsum(np.diff(offsets)[groups], out=out[1:])
     starts, stops = offsets[groups].tolist(), offsets[groups + 1].tolist()
-    parts = [values[start:stop] for start, stop in zip(starts, stops, strict=True)]
-    return np.concatenate([values[:0], *parts]), out
+    plain = values.view(f"V{values.dtype.itemsize}")  # numpy reconciles the fields of structs, array by array
+    parts = [plain[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    return np.concatenate([plain[:0], *parts]).view(values.dtype), out
 
 
 def _place_weights(
