@@ -85,10 +85,12 @@ class _View:
     turns: list[Turn]
     own: int
     """The only trainable turn, -1 for all."""
+    trained: frozenset[int]
+    """Message indices of the turns that are trained here: where their prompts end, encoding is cut as at inference."""
 
 
 class Encoder:
-    """Encodes records of one tokenizer and one recipe. Raises TemplateError or UsageError when they do not go together."""
+    """Encodes records of one tokenizer and one recipe. TemplateError or UsageError when they do not go together."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         self.tokenizer = tokenizer
@@ -201,15 +203,16 @@ class Encoder:
         """The whole conversation when something in it can be trained, and the turns that need a document of their own;
         beside them the turns that the recipe wants and that come to nothing."""
         if self.recipe.objective == "pretrain" or not self.policy.trains_turns:
-            return [_View(whole, turns, -1)], []
+            return [_View(whole, turns, -1, frozenset())], []
         wanted = self.policy.chosen_turns([turn.message for turn in turns])
         wanted -= {index for index, weight in enumerate(record.weights) if weight == 0}
         apart = [turn for turn in turns if not may_train(turn.verdict, self.policy)]
         if self.recipe.on_history_rewrite == "last" and apart:
             wanted &= {turns[-1].message}
         views = []
-        if self.policy.trains_others or any(turn.message in wanted for turn in turns if turn not in apart):
-            views.append(_View(whole, turns, -1))
+        in_place = frozenset(turn.message for turn in turns if turn not in apart) & wanted
+        if self.policy.trains_others or in_place:
+            views.append(_View(whole, turns, -1, in_place))
         dropped = []
         for turn in apart:
             if turn.message in wanted:
@@ -229,7 +232,7 @@ class Encoder:
             return None
         else:
             trace, own = sampling.own_document(wrapped, turn.message)
-        return None if trace is None else _View(trace, [own], turn.message)
+        return None if trace is None else _View(trace, [own], turn.message, frozenset([turn.message]))
 
     def _turns_behind_a_cut(self, documents: list[Document], turns: list[Turn]) -> set[int]:
         """Where inference encodes a prompt up to a cut that the prompts of later turns do not have, the later turns'
@@ -253,13 +256,7 @@ class Encoder:
     def _document(self, record: Conversation, view: _View, turns: list[Turn], counts: Counter[str]) -> Document:
         spans = list(spans_of(view.trace, view.turns))
         verdicts = {turn.message: turn.verdict for turn in turns} | {turn.message: turn.verdict for turn in view.turns}
-        cuts = sorted(
-            {
-                turn.cut
-                for turn in view.turns
-                if turn.cut > 0 and may_train(turn.verdict & ~Verdict.HISTORY_DIFFERS, self.policy)
-            }
-        )
+        cuts = sorted({turn.cut for turn in view.turns if turn.cut > 0 and turn.message in view.trained})
         encoding = self._encode_text(view.trace.text, _content_ranges(spans, self.recipe), cuts, counts)
         facts = _facts(view.trace.text, spans, encoding)
         counts["tokens"] += len(encoding.input_ids)

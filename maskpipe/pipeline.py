@@ -341,7 +341,7 @@ def _partitions(mapped: list[_Mapped], recipe: Recipe) -> list[list[_Mapped]]:
 def _write(
     pool: _Pool, mapped: list[_Mapped], stage: Path, work: Path, recipe: Recipe, tokenizer: Tokenizer
 ) -> Iterator[ShardRecord]:
-    tasks = []
+    tasks: list[tuple[list[tuple[str, npt.NDArray[np.int64] | None]], Pieces]] = []
     partitions = _partitions(mapped, recipe)
     left_stages: list[tuple[str, npt.NDArray[np.int64]]] = []
     for partition in partitions:
@@ -355,7 +355,7 @@ def _write(
         by_name = {part.stage: part.lengths for part in mapped}
         lengths = np.concatenate([by_name[name][rows] for name, rows in left_stages])
         pieces = plan(lengths, recipe.sequence_length, recipe.packing)
-        tasks += [(left_stages, one) for one in _shards_of(pieces, recipe)]
+        tasks += [([*left_stages], one) for one in _shards_of(pieces, recipe)]
     settings = {
         "sequence_length": recipe.sequence_length,
         "pad_id": tokenizer.pad_id,

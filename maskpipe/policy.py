@@ -124,11 +124,11 @@ class Policy:
             refused = document.verdicts.get(document.turn, Verdict.EXACT) & Verdict.REFUSED
             if refused or document.turn not in chosen:
                 return np.ones(len(document), dtype=bool)
-            return messages != document.turn
+            return np.asarray(messages != document.turn)
         allowed = [
             turn for turn in turns if turn in chosen and may_train(document.verdicts.get(turn, Verdict.REFUSED), self)
         ]
-        return (roles == Role.ASSISTANT) & ~np.isin(messages, allowed)
+        return np.asarray((roles == Role.ASSISTANT) & ~np.isin(messages, allowed))
 
 
 def may_train(verdict: Verdict, policy: Policy) -> bool:

@@ -103,7 +103,10 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise UsageError(f"{where}: unknown key {key!r}{_nearest(str(key), known)}")
-        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return Recipe(**plain)
 
     @staticmethod
     def load(path: str | Path) -> Recipe:
@@ -123,7 +126,7 @@ class Recipe:
         return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
     def fingerprint(self) -> str:
         """SHA-256 over the resolved recipe."""
@@ -145,6 +148,25 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "packing": ("best_fit", "first_fit", "concat_split", "none"),
     "on_bad_record": ("stop", "reject"),
 }
+
+
+_TYPES: dict[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
+    "sequence_length": (int, "a whole number"),
+    "train_on": ((tuple, list), "a selector or a list of them"),
+    "train_on_empty_reasoning": (bool, "true or false"),
+    "chat_template": ((str, type(None)), "the text or the path of a template"),
+    "clock": (str, "a date and time such as 2026-01-01T00:00:00"),
+    "chat_template_kwargs": (Mapping, "a mapping of names to values"),
+    "control_tokens_allowed": (Mapping, "a mapping of roles to lists of tokens"),
+    "columns": (Mapping, "a mapping of column names"),
+    "roles": (Mapping, "a mapping of role names"),
+}
+
+
+def _check_type(name: str, value: Any) -> None:
+    kind, words = _TYPES.get(name, (str, "a word"))
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{name} must be {words}; got {value!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -81,6 +81,10 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.exceptions.TemplateError(message)
 
 
+def _refuse_chance(*args: Any, **kwargs: Any) -> NoReturn:
+    raise jinja2.exceptions.TemplateError("the template draws at random, so no two renders would be the same")
+
+
 def _plain_tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -93,7 +97,9 @@ def _set_up(environment: ImmutableSandboxedEnvironment, clock: str) -> None:
     def strftime_now(format: str) -> str:
         return moment.strftime(format)
 
+    environment.filters["random"] = _refuse_chance
     environment.globals.update(
+        lipsum=_refuse_chance,
         raise_exception=_raise_exception,
         strftime_now=strftime_now,
         dict=_TemplateDict(),
@@ -141,7 +147,7 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
     """Renders tracked input into tracked text. Holds the state of one render at a time: not for several threads."""
 
     code_generator_class = _TrackingCodeGenerator
-    concat = staticmethod(concat)  # type: ignore[assignment]
+    concat = staticmethod(concat)
 
     message: int = -1
     """Index of the message that the innermost loop over messages stands on, -1 for none."""
@@ -198,7 +204,7 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
         """Forgets what an earlier render left behind."""
         self.message = -1
         self.reprs = []
-        self._before_loops = []
+        self._before_loops: list[int] = []
 
     def _fill(self, text: str) -> str:
         """Tags the characters without origin as literal text printed now."""
@@ -334,7 +340,7 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
     def urlencode(value: Any) -> str:
         if isinstance(value, Tracked):
             return origin.mapped(value, lambda part: quote(part.encode("utf-8"), safe="/"))
-        return base["urlencode"](value)
+        return str(base["urlencode"](value))
 
     def realigned(name: str) -> Callable[..., Any]:
         original = base[name]

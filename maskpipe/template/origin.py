@@ -105,14 +105,14 @@ class Tracked(str):
     def removesuffix(self, suffix: str, /) -> str:
         return cut(self, 0, len(self) - len(suffix)) if suffix and self.endswith(suffix) else self
 
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         return self._pieces(str.split(self, sep, maxsplit), sep)
 
-    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:  # type: ignore[override]
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         return self._pieces(str.rsplit(self, sep, maxsplit), sep)
 
     def _pieces(self, parts: list[str], sep: str | None) -> list[str]:
-        out = []
+        out: list[str] = []
         at = 0
         for part in parts:
             if sep is None:
@@ -121,8 +121,8 @@ class Tracked(str):
             at += len(part) + (len(sep) if sep else 0)
         return out
 
-    def splitlines(self, keepends: bool = False) -> list[str]:  # type: ignore[override]
-        out = []
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        out: list[str] = []
         at = 0
         for full, line in zip(str.splitlines(self, True), str.splitlines(self, keepends), strict=True):
             out.append(cut(self, at, at + len(line)))
@@ -141,7 +141,7 @@ class Tracked(str):
 
     # -- changed copies
 
-    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         left = index(count)
         out: list[str] = []
         if not old:  # str inserts `new` before every character and at the end
@@ -182,20 +182,20 @@ class Tracked(str):
     def translate(self, table: Any, /) -> str:
         return mapped(self, lambda text: str.translate(text, table))
 
-    def center(self, width: SupportsIndex, fill: str = " ", /) -> str:  # type: ignore[override]
+    def center(self, width: SupportsIndex, fill: str = " ", /) -> str:
         return aligned(str.center(plain(self), width, fill), self)
 
-    def ljust(self, width: SupportsIndex, fill: str = " ", /) -> str:  # type: ignore[override]
+    def ljust(self, width: SupportsIndex, fill: str = " ", /) -> str:
         return concat((self, str.ljust(plain(self), width, fill)[len(self) :]))
 
-    def rjust(self, width: SupportsIndex, fill: str = " ", /) -> str:  # type: ignore[override]
+    def rjust(self, width: SupportsIndex, fill: str = " ", /) -> str:
         text = str.rjust(plain(self), width, fill)
         return concat((text[: len(text) - len(self)], self))
 
     def zfill(self, width: SupportsIndex, /) -> str:
         return aligned(str.zfill(plain(self), width), self)
 
-    def expandtabs(self, tabsize: SupportsIndex = 8) -> str:  # type: ignore[override]
+    def expandtabs(self, tabsize: SupportsIndex = 8) -> str:
         return aligned(str.expandtabs(plain(self), tabsize), self)
 
     # -- formatting
@@ -507,7 +507,9 @@ def to_json(
         opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
         line = "" if step is None else "\n" + step * (level + 1)
         yield opening
-        entries = list(value.items()) if isinstance(value, dict) else [(None, entry) for entry in value]
+        entries: list[tuple[Any, Any]] = (
+            list(value.items()) if isinstance(value, dict) else [(None, entry) for entry in value]
+        )
         if isinstance(value, dict) and sort_keys:
             entries.sort(key=lambda entry: entry[0])
         for number, (key, entry) in enumerate(entries):

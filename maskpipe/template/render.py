@@ -28,7 +28,7 @@ KEY = "<key>"
 """Last element of the path of an object's key."""
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names a message's reasoning goes by, the standard one first; transformers shows it to templates under the first two."""
+"""Names a message's reasoning goes by, the standard one first; transformers shows the first two to templates."""
 
 _STANDARD_KEYS = frozenset(
     (

@@ -15,7 +15,6 @@ reference/templates.md of the project's design notes; decisions in docs/decision
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,12 +164,19 @@ class Sampling:
         if reasoning is not None:
             opening = re.search(r"<([^<>/\s]+)>\s*$", ending)
             if opening is None or not isinstance(reasoning[1], str):
-                return None, _refused(index, "its prompt does not open reasoning; give the reasoning inside the content")
+                return None, _refused(
+                    index, "its prompt does not open reasoning; give the reasoning inside the content"
+                )
             pieces.append((reasoning[1], by_path["messages", index, reasoning[0]], 0))
             pieces.append((f"\n</{opening[1]}>\n\n", literal, 0))
         else:
             supplied = next(
-                (size for size in range(len(content), 0, -1) if (ending.endswith(content[:size]) or ending.rstrip().endswith(content[:size]))), 0
+                (
+                    size
+                    for size in range(len(content), 0, -1)
+                    if (ending.endswith(content[:size]) or ending.rstrip().endswith(content[:size]))
+                ),
+                0,
             )
             if supplied and not ending.endswith(content[:supplied]):
                 supplied += len(content[supplied:]) - len(content[supplied:].lstrip())
@@ -311,7 +317,7 @@ class Sampling:
 
     def _common_length(self, first: str, second: str) -> int:
         """Length of the common prefix, not ending inside a control token of either."""
-        length = len(os.path.commonprefix([first, second]))
+        length = len(_common_prefix(first, second))
         for text in (first, second):
             for start, end, _ in self.controls(text):
                 if start < length < end:
@@ -324,7 +330,7 @@ class Sampling:
         if own is None:
             return 0
         tail = _literal_tail(whole, after, index)
-        closing = os.path.commonprefix([_literal_tail(alone, own[1], index).text, tail.text])
+        closing = _common_prefix(_literal_tail(alone, own[1], index).text, tail.text)
         return len(closing[: tail.own].rstrip())
 
     # -- what a template does, whatever the data
@@ -484,6 +490,11 @@ def _literal_tail(trace: Trace, start: int, index: int) -> _Tail:
             own = stop - start
     known = any(entry[2] == origin.scaffold(index) for entry in trace.origins)
     return _Tail(trace.text[start:stop], own if known else stop - start)
+
+
+def _common_prefix(first: str, second: str) -> str:
+    size = min(len(first), len(second))
+    return first[: next((at for at in range(size) if first[at] != second[at]), size)]
 
 
 def _shows_reasoning(trace: Trace, index: int) -> bool:

@@ -65,7 +65,9 @@ def prove(
         compared += 1
         if said.get(at) != where:
             return Proof(
-                "differs", compared, f"character {at} ({plain[at]!r}) came from {where}, the tracker says {said.get(at)}"
+                "differs",
+                compared,
+                f"character {at} ({plain[at]!r}) came from {where}, the tracker says {said.get(at)}",
             )
     return Proof("proved", compared)
 

@@ -1,4 +1,4 @@
-"""Spans: the public form of a rendered conversation; contiguous, covering the text exactly, each with one provenance."""
+"""Spans: the public form of a rendered conversation; contiguous, covering its text, each with one provenance."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from maskpipe.template import origin
 from maskpipe.template.lost import Lost, find_lost
 from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, end_of_inline_reasoning, wrap
 from maskpipe.template.sampled import Sampling, Turn
+
 
 @dataclass(frozen=True)
 class Span:
@@ -167,7 +168,7 @@ def _borders(turn: Turn) -> list[int]:
 
 
 def _split(trace: Trace, entry: origin.Origin, cuts: list[int]) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    """Pieces (start, stop, source range) of one origin, cut at the borders of turns and at the end of inline reasoning."""
+    """Pieces (start, stop, source range) of one origin, cut at borders of turns and where inline reasoning ends."""
     a, b, source, c, d = entry
     places = [place for place in cuts if a < place < b]
     one_to_one = b - a == d - c
