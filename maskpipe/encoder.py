@@ -73,6 +73,8 @@ class Encoded:
     """What the template dropped, where that did not refuse the record."""
     dropped: list[tuple[int, str]] = field(default_factory=list)
     """Documents and turns that came to nothing: (turn or -1, why)."""
+    turns: list[Turn] = field(default_factory=list)
+    """What was established about each assistant turn of a chat, and why in words."""
     refused: RecordError | None = None
     """Why there are no documents at all."""
 
@@ -143,14 +145,16 @@ class Encoder:
             whole = self.template.engine.trace(wrapped)
         except TemplateError as error:
             raise RecordError(str(error), reason="template_error") from None
-        turns = self.template.sampling.turns(wrapped, whole)
+        turns = out.turns = self.template.sampling.turns(wrapped, whole)
         unshown = self._judge_losses(wrapped, whole, out)
         turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
+        out.turns = turns
         views, dropped = self._views(wrapped, whole, turns, record)
         documents, counts = self._documents(record, views, turns)
         behind_a_cut = self._turns_behind_a_cut(documents, turns)
         if behind_a_cut:
             turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in turns]
+            out.turns = turns
             views, dropped = self._views(wrapped, whole, turns, record)
             documents, counts = self._documents(record, views, turns)
         out.counts.update(counts)

@@ -32,6 +32,7 @@ import pyarrow as pa
 import maskpipe
 from maskpipe import card, summary
 from maskpipe.chat import Conversation, read_record
+from maskpipe.document import Document
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, UsageError
 from maskpipe.fit import Finding, check_fit
@@ -69,11 +70,11 @@ class Prepared:
     findings: list[Finding]
     """Where template and tokenizer do not fit each other."""
     rejects: list[dict[str, Any]]
-    """The first rejected records: source, row, reason, message."""
+    """The first rejected record of each reason, and some more: source, row, reason, message."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return summary.of_dataset(self.path, self.manifest, self.counts, self.findings, self.rejects)
+        return summary.of_dataset(self)
 
 
 @dataclass
@@ -83,9 +84,14 @@ class Trial:
     records: int
     kept: int
     counts: Counter[str]
+    documents: int
     tokens: int
     loss_tokens: int
     sequences: int
+    runs: int
+    """Stretches of tokens with the same facts: what files keep facts as."""
+    ended: bool
+    """The sources hold no further records."""
     sequence_length: int
     rejected: Counter[str]
     findings: list[Finding]
@@ -110,6 +116,7 @@ class _Mapped:
     dropped: list[dict[str, Any]] = field(default_factory=list)
     role_names: set[str] = field(default_factory=set)
     loss_tokens: int = 0
+    runs: int = 0
 
 
 def prepare(
@@ -150,7 +157,7 @@ def prepare(
         _remove(work)
         raise
     counts = sum((part.counts for part in mapped), Counter(sources.counts))
-    rejects = [entry for part in mapped for entry in part.rejects][:20]
+    rejects = _examples([entry for part in mapped for entry in part.rejects])
     return Prepared(final, manifest, counts, findings, rejects, time.monotonic() - begun)
 
 
@@ -169,14 +176,20 @@ def dry_run(
     findings = check_fit(encoder)
     total = _Mapped(np.zeros(0, np.int64), "", 0, 0, 0)
     lengths: list[int] = []
+    ended = True
     for chunk in open_sources(source, recipe, split=split).chunks():
-        _map_chunk(encoder, chunk, total, lengths, None, records - total.records, proof)
         if total.records >= records:
+            ended = False
             break
+        left = records - total.records
+        ended = chunk.count <= left
+        _map_chunk(encoder, chunk, total, lengths, None, left, proof)
     rows = plan(lengths, recipe.sequence_length, recipe.packing).rows if lengths else 0
     return Trial(
-        total.records, total.kept, total.counts, sum(lengths), total.loss_tokens, rows, recipe.sequence_length,
-        Counter(entry["reason"] for entry in total.rejects), findings, total.rejects[:20], time.monotonic() - begun,
+        records=total.records, kept=total.kept, counts=total.counts, documents=len(lengths), tokens=sum(lengths),
+        loss_tokens=total.loss_tokens, sequences=rows, runs=total.runs, ended=ended,
+        sequence_length=recipe.sequence_length, rejected=Counter(entry["reason"] for entry in total.rejects),
+        findings=findings, rejects=_examples(total.rejects), seconds=time.monotonic() - begun,
     )  # fmt: skip
 
 
@@ -193,6 +206,11 @@ def _resolve(recipe: Recipe | None, tokenizer: Tokenizer | str | Path) -> tuple[
     if recipe.objective == "sft":
         _ = encoder.template  # a missing one is said before anything is read
     return recipe, tokenizer, encoder
+
+
+def encoder_of(tokenizer: Tokenizer | str | Path, recipe: Recipe | None = None) -> Encoder:
+    """What `prepare` would encode records with. Raises what `prepare` raises before it reads anything."""
+    return _resolve(recipe, tokenizer)[2]
 
 
 def _target(out: str | Path) -> Path:
@@ -271,7 +289,9 @@ def _map_chunk(
             out.role_names |= {str(m["role"]) for m in parsed.messages if m["role"] not in _STANDARD_ROLES}
             if proof is not None and (proof < 0 or row < proof):
                 _prove(encoder, parsed, out, chunk.place(row))
-        if writer is not None:
+        if writer is None:
+            out.runs += sum(map(_n_runs, encoded.documents))
+        else:
             documents += encoded.documents
             if len(documents) >= 512:
                 writer.write_table(documents_to_table(documents))
@@ -279,6 +299,18 @@ def _map_chunk(
     if writer is not None and documents:
         writer.write_table(documents_to_table(documents))
     out.counts.update(chunk.counts)
+
+
+def _n_runs(document: Document) -> int:
+    facts = (document.role_ids, document.part_ids, document.flags, document.message_ids)
+    return 1 + int(np.count_nonzero(np.any([np.diff(fact) != 0 for fact in facts], axis=0)))
+
+
+def _examples(rejects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of each reason, then the first others: 20, or as many as there are reasons."""
+    firsts = {entry["reason"]: entry for entry in reversed(rejects)}
+    others = [entry for entry in rejects if firsts[entry["reason"]] is not entry]
+    return [*reversed(firsts.values()), *others[: max(0, 20 - len(firsts))]]
 
 
 _STANDARD_ROLES = ("system", "developer", "user", "assistant", "tool")

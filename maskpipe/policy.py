@@ -73,6 +73,11 @@ class Policy:
         return Policy(tuple(selectors), turns, recipe.train_on_empty_reasoning, recipe.on_history_rewrite == "accept")
 
     @property
+    def trains_everything(self) -> bool:
+        """Is every token selected, whatever the turns' verdicts say?"""
+        return self.selectors == (_Selector(True, None, None),)
+
+    @property
     def trains_turns(self) -> bool:
         """Can an assistant turn get loss at all?"""
         return any(selector.add and selector.role in (None, Role.ASSISTANT) for selector in self.selectors)
@@ -104,7 +109,7 @@ class Policy:
             if selector.role is Role.ASSISTANT and selector.add:
                 chosen &= sampled
             mask = mask | chosen if selector.add else mask & ~chosen
-        if self.selectors != (_Selector(True, None, None),):
+        if not self.trains_everything:
             mask &= ~self._forbidden_turns(document, roles, messages)
             mask &= flags & Flag.STRADDLES == 0
         if not self.empty_reasoning:

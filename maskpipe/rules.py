@@ -5,7 +5,15 @@ Codes are stable. MP1xx: template and tokenizer do not fit; the audit adds its o
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maskpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ RULES = {
             "MP104",
             "stop-token-is-not-declared",
             "The template ends assistant turns with a token that the tokenizer's files do not name as an end of text.",
-            "It is trained as the end of the turn, but an inference engine that goes by these files will not stop there.",
+            "It is trained as the end of the turn, but an engine that goes by these files will not stop there.",
             "Add its id to eos_token_id in the model's generation_config.json.",
         ),
         Rule(
@@ -61,3 +69,46 @@ RULES = {
         ),
     )
 }
+
+
+def find(code: str) -> Rule:
+    """The rule of a code, in any case, or of a name. UsageError for one that is not known, with the nearest."""
+    for rule in RULES.values():
+        if code.upper() == rule.code or code.lower() == rule.name:
+            return rule
+    names = [*RULES, *(rule.name for rule in RULES.values())]
+    close = [*difflib.get_close_matches(code.upper(), names, n=1), *difflib.get_close_matches(code, names, n=1)]
+    hint = f"; did you mean {close[0]}?" if close else ";"
+    raise UsageError(f"no rule {code!r}{hint} `maskpipe rule` lists all")
+
+
+def show(rule: Rule, console: Console) -> None:
+    """Prints one rule."""
+    console.print(f"{rule.code} {rule.name}", style="bold")
+    for label, text in (("what", rule.what), ("why", rule.why), ("do", rule.do)):
+        _labelled(label, text, console)
+
+
+def show_all(console: Console) -> None:
+    """Prints code, name and what of each rule."""
+    for rule in RULES.values():
+        _labelled(rule.code, f"{rule.name}: {rule.what}", console)
+    console.print("\nmaskpipe rule CODE says why it matters and what to do")
+
+
+def show_keys(values: Mapping[str, Any], texts: Mapping[str, str], console: Console) -> None:
+    """Prints a recipe's keys, their defaults and what they mean."""
+    for name, value in values.items():
+        shown = "+".join(value) if isinstance(value, list) else "none" if value in (None, {}) else value
+        console.print(f"{name}: {shown}", style="bold")
+        _labelled("", texts[name], console)
+
+
+def _labelled(label: str, text: str, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=6)
+    table.add_column(ratio=1)
+    table.add_row(label, text)
+    console.print(table)

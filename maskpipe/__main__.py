@@ -1,0 +1,5 @@
+"""`python -m maskpipe` is `maskpipe`."""
+
+from maskpipe.cli import main
+
+main()

@@ -1,0 +1,383 @@
+"""The command line: one function per command, no logic. stdout is data, stderr is talk.
+
+Exit codes: 0 clean, 1 findings (verify), 2 could not run, 130 interrupted. What a command needs is imported when it
+runs, so that `maskpipe --help` is quick; torch is never imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from maskpipe.errors import DatasetError, MaskpipeError, UsageError
+from maskpipe.recipe_flags import RecipeFlags, resolve
+
+if TYPE_CHECKING:
+    from maskpipe.pipeline import Progress
+
+CLEAN, FINDINGS, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def _version() -> str:
+    from maskpipe import __version__
+
+    return __version__
+
+
+app = App(
+    name="maskpipe",
+    usage="Usage: maskpipe COMMAND [ARGS]",
+    help="""Chats and text to packed Arrow shards in which every token carries the right role and loss flag.
+
+  maskpipe demo
+  maskpipe prepare chats.jsonl out --tokenizer ./qwen3
+  maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3
+""",
+    help_format="plaintext",
+    help_epilogue="Exit codes: 0 clean, 1 findings, 2 could not run, 130 interrupted.",
+    version=_version,
+)
+recipe_app = App(name="recipe", help="Show what a recipe resolves to, and which keys there are.", sort_key=8)
+app.command(recipe_app)
+
+_INPUT = Group("Input and output", sort_key=0)
+
+TokenizerFlag = Annotated[
+    str,
+    Parameter(
+        "--tokenizer", group=_INPUT, help="Directory with tokenizer.json, a tokenizer.json, or a hub name org/name."
+    ),
+]
+SplitFlag = Annotated[
+    str | None, Parameter("--split", group=_INPUT, help="Split of a data set that has several, such as train.")
+]
+RecipeFile = Annotated[
+    Path | None, Parameter("--recipe", group=_INPUT, help="YAML file with recipe keys; flags go before it.")
+]
+FormatFlag = Annotated[
+    Literal["human", "json"], Parameter("--format", group=_INPUT, help="json is for programs: its keys are stable.")
+]
+Flags = Annotated[RecipeFlags | None, Parameter(name="*")]
+
+
+@app.command(usage="Usage: maskpipe prepare SOURCE... OUT --tokenizer T [OPTIONS]", sort_key=1)
+def prepare(
+    *paths: Annotated[
+        str,
+        Parameter(
+            "SOURCE... OUT",
+            group=_INPUT,
+            help="Files or directories (JSON Lines, JSON, Parquet, Arrow, text, gz, zst), then the new directory.",
+        ),
+    ],
+    tokenizer: TokenizerFlag,
+    split: SplitFlag = None,
+    recipe: RecipeFile = None,
+    workers: Annotated[
+        int | None, Parameter(group=_INPUT, help="Processes; one per core by default. The bytes do not depend on it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="Say what the first 1,000 records would become; write nothing.")
+    ] = False,
+    proof: Annotated[
+        str | None,
+        Parameter(group=_INPUT, help="Prove provenance by a second, independent render: 'all' records or the first N."),
+    ] = None,
+    format: FormatFlag = "human",
+    flags: Flags = None,
+) -> int:
+    """Turn chats and text into a dataset of packed sequences.
+
+    maskpipe prepare chats.jsonl out --tokenizer ./qwen3
+    maskpipe prepare a.jsonl.zst b.parquet out --tokenizer ./qwen3 --train-on last_turn
+    maskpipe prepare book.txt out --tokenizer ./qwen3 --objective pretrain --dry-run
+    """
+    chosen, n_proof = resolve(flags, recipe), _proof(proof)
+    from maskpipe import pipeline, summary
+
+    if dry_run:
+        sources = list(paths[:-1] if len(paths) > 1 else paths)
+        if not sources:
+            raise UsageError("prepare needs SOURCE; such as: maskpipe prepare chats.jsonl out --tokenizer T --dry-run")
+        trial = pipeline.dry_run(sources, tokenizer=tokenizer, recipe=chosen, split=split, proof=n_proof)
+        _print(summary.trial_dict(trial) if format == "json" else str(trial))
+        return CLEAN
+    if len(paths) < 2:
+        raise UsageError("prepare needs SOURCE and OUT; for example: maskpipe prepare chats.jsonl out --tokenizer T")
+    with _progress() as progress:
+        made = pipeline.prepare(
+            list(paths[:-1]), paths[-1], tokenizer=tokenizer, recipe=chosen, split=split, workers=workers,
+            proof=n_proof, progress=progress,
+        )  # fmt: skip
+    _print(summary.dataset_dict(made) if format == "json" else str(made))
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe demo [OUT]", sort_key=0)
+def demo(
+    out: Annotated[
+        str | None, Parameter(group=_INPUT, help="New directory; ./demo-out, or the next free number, by default.")
+    ] = None,
+    /,
+) -> int:
+    """Run the main job on chats and a tokenizer that come with maskpipe, and show what it made.
+
+    maskpipe demo
+    maskpipe demo somewhere/new
+    """
+    from maskpipe import demo as demonstration
+
+    demonstration.run(Path(out) if out is not None else demonstration.free_name(Path("demo-out")), _stdout())
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe explain SOURCE --row N --tokenizer T [OPTIONS]", sort_key=2)
+def explain(
+    source: Annotated[str, Parameter(group=_INPUT, help="File or directory that holds the record.")],
+    /,
+    *,
+    tokenizer: TokenizerFlag,
+    row: Annotated[int, Parameter(group=_INPUT, help="Which record, counted from 0 as rejects.jsonl does.")] = 0,
+    split: SplitFlag = None,
+    recipe: RecipeFile = None,
+    tokens: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="One line per position, not one per stretch.")
+    ] = False,
+    full: Annotated[bool, Parameter(group=_INPUT, negative=(), help="Show long stretches uncut.")] = False,
+    format: FormatFlag = "human",
+    flags: Flags = None,
+) -> int:
+    """Show one record token by token: whose each is, whether it gets loss, and why.
+
+    maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3
+    maskpipe explain chats.jsonl --row 3 --tokenizer out --recipe out/recipe.yaml
+    maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3 --tokens | less
+    """
+    chosen = resolve(flags, recipe)
+    from maskpipe import explain as explaining
+    from maskpipe.fit import check_fit
+    from maskpipe.pipeline import encoder_of
+
+    encoder = encoder_of(tokenizer, chosen)
+    explanation = explaining.explain(source, row, encoder=encoder, split=split, findings=check_fit(encoder))
+    if format == "json":
+        _print(explanation.to_dict())
+    else:
+        explaining.show(explanation, _stdout(), tokens=tokens, full=full)
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe stats OUT", sort_key=3)
+def stats(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *, format: FormatFlag = "human") -> int:
+    """Show what a dataset holds: tokens and loss per role and part, fill, verdicts, rejects. Reads the manifest only.
+
+    maskpipe stats out
+    maskpipe stats out --format json
+    """
+    import maskpipe
+    from maskpipe import stats as counting
+
+    found = counting.Stats.of(maskpipe.open(out))
+    if format == "json":
+        _print(found.to_dict())
+    else:
+        counting.show(found, _stdout())
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe verify OUT", sort_key=4)
+def verify(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *, format: FormatFlag = "human") -> int:
+    """Check every byte and every rule of a dataset. Exit code 1 when something is not as it was written.
+
+    maskpipe verify out
+    maskpipe verify out --format json
+    """
+    from maskpipe import summary
+    from maskpipe.shards.verify import verify as check
+
+    if not any((Path(out) / name).exists() for name in ("manifest.json", "manifest.sha256")):
+        raise UsageError(f"{out}: no dataset here (no manifest.json); name the directory that `maskpipe prepare` made")
+    try:
+        verified = check(out)
+    except DatasetError as error:
+        if format == "json":
+            _print({"ok": False, "problem": str(error)})
+        else:
+            _print(f"damaged   {error}")
+        return FINDINGS
+    _print(summary.verified_dict(verified) if format == "json" else summary.of_verified(out, verified))
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe export OUT --to hf DEST", sort_key=5)
+def export(
+    out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")],
+    destination: Annotated[str, Parameter("DEST", group=_INPUT, help="New directory.")],
+    /,
+    *,
+    to: Annotated[
+        Literal["hf"],
+        Parameter(group=_INPUT, help="hf: Parquet with input_ids, labels, position_ids and seq_lengths."),
+    ] = "hf",
+    format: FormatFlag = "human",
+) -> int:
+    """Write a dataset in a form for trainers that know nothing of maskpipe.
+
+    maskpipe export out --to hf out-hf
+    """
+    from maskpipe import export as exporting
+
+    made = exporting.export(out, destination, to=to)
+    _print(made.to_dict() if format == "json" else str(made))
+    return CLEAN
+
+
+@recipe_app.command(usage="Usage: maskpipe recipe show [OPTIONS]")
+def show(*, recipe: RecipeFile = None, flags: Flags = None) -> int:
+    """Print a recipe as YAML, every key resolved: the defaults, a file, and flags on top.
+
+    maskpipe recipe show > recipe.yaml
+    maskpipe recipe show --recipe recipe.yaml --train-on last_turn
+    """
+    _print(resolve(flags, recipe).to_yaml().rstrip("\n"))
+    return CLEAN
+
+
+@recipe_app.command(name="list", usage="Usage: maskpipe recipe list")
+def list_keys(*, format: FormatFlag = "human") -> int:
+    """List the keys of a recipe, with their defaults and what they mean.
+
+    maskpipe recipe list
+    """
+    from maskpipe import rules
+    from maskpipe.recipe import Recipe
+    from maskpipe.recipe_flags import descriptions
+
+    values = Recipe().to_dict()
+    if format == "json":
+        _print({name: {"default": values[name], "help": text} for name, text in descriptions().items()})
+    else:
+        rules.show_keys(values, descriptions(), _stdout())
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe rule [CODE]", sort_key=9)
+def rule(
+    code: Annotated[str | None, Parameter(group=_INPUT, help="Such as MP102; all are listed without one.")] = None,
+    /,
+    *,
+    format: FormatFlag = "human",
+) -> int:
+    """Explain a finding by its code: what it means, why it matters, what to do.
+
+    maskpipe rule MP102
+    maskpipe rule
+    """
+    from maskpipe import rules
+
+    if format == "json":
+        found = [rules.find(code)] if code is not None else list(rules.RULES.values())
+        _print([vars(entry) for entry in found])
+    elif code is None:
+        rules.show_all(_stdout())
+    else:
+        rules.show(rules.find(code), _stdout())
+    return CLEAN
+
+
+# -- how all commands talk
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits with its code."""
+    try:
+        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:  # who reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLEAN)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = app(
+            arguments or ["--help"],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+            console=Console(soft_wrap=False),
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else CLEAN
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was published")
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except CycloptsError as error:
+        command = " ".join(["maskpipe", *(word for word in error.command_chain or () if word)])
+        _say(f"error: {' '.join(str(error).split())} See: {command} -h")
+    except MaskpipeError as error:
+        _say(f"error: {error}")
+    except OSError as error:
+        _say(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+    except MemoryError:
+        _say("error: out of memory; try fewer --workers")
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _say("error: this is a bug in maskpipe; please report it with the lines above")
+    return FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(value: Any) -> None:
+    print(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def _stdout() -> Console:
+    """A console for results: as wide as the terminal, 120 columns where there is none."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """A line on stderr while records are read, on a terminal only."""
+    if not sys.stderr.isatty() or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+        yield None
+        return
+    from rich.progress import Progress as Line
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Line(*columns, console=Console(stderr=True), transient=True) as line:
+        task = line.add_task("reading")
+
+        def update(records: int, size: int, rejected: int) -> None:
+            shown = f"{records:,} records, {size / 1e6:,.1f} MB" + (f", {rejected:,} rejected" if rejected else "")
+            line.update(task, description=shown)
+
+        yield update
+
+
+def _proof(value: str | None) -> int | None:
+    """--proof as pipeline.prepare takes it."""
+    if value is None:
+        return None
+    if value == "all":
+        return -1
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"--proof {value}: expected 'all' or a number of records, such as --proof 100")
+    return int(value)
