@@ -18,7 +18,7 @@ LAYERS = [
     {"fit", "rules", "shards"},
     {"summary", "card", "stats", "export", "explain"},
     {"pipeline"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "demo", "recipe_flags"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_ROOMS = {"data", "losses"}
