@@ -14,6 +14,7 @@ import bisect
 import itertools
 import os
 import stat
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from maskpipe.shards.rows import Rows, Structs, check, find_null, from_batch
 if TYPE_CHECKING:
     from maskpipe.shards.verify import Verified
 
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+"""What pyarrow raises for a file that is not what it claims to be."""
 OPEN_SHARDS = 16
 """Shards kept open per Dataset, each with its last record batch (about 1 MiB of ids)."""
 REPAIR = "copy the file again from where the dataset came from, or prepare the dataset anew"
@@ -124,7 +127,8 @@ class Sequence:
 
 
 class Dataset:
-    """A dataset on disk: `len`, `[i]`, iteration in row order. Open with maskpipe.open. Safe to pickle and to fork."""
+    """A dataset on disk: `len`, `[i]`, iteration in row order. Open with maskpipe.open. Threads may share one, and so may
+    forked processes; pickled, it opens the directory anew and demands the same fingerprint."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -132,6 +136,7 @@ class Dataset:
         """What the dataset says of itself; see Manifest."""
         self._ends = np.cumsum([shard.rows for shard in manifest.shards]).tolist()
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
@@ -144,7 +149,8 @@ class Dataset:
             raise IndexError(f"sequence {index} of a dataset of {len(self)}")
         number = bisect.bisect_right(self._ends, position)
         row = position - (self._ends[number] - self.manifest.shards[number].rows)
-        rows, within = self._shard(number).row(row)
+        with self._lock:
+            rows, within = self._shard(number).row(row)
         return sequence(rows, within)
 
     def __iter__(self) -> Iterator[Sequence]:
@@ -178,8 +184,9 @@ class Dataset:
 
     def close(self) -> None:
         """Closes the files; the dataset opens them again when it is used."""
-        while self._open:
-            self._open.popitem()[1].close()
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
 
     def __enter__(self) -> Dataset:
         return self
@@ -188,7 +195,7 @@ class Dataset:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (self.path,))
+        return (_reopen, (self.path, self.manifest.fingerprint))
 
     def __repr__(self) -> str:
         totals, length = self.manifest.totals, self.manifest.sequence_length
@@ -219,6 +226,16 @@ def open(path: str | Path) -> Dataset:
     directory = Path(path)
     raw = read_manifest(directory)
     return Dataset(directory, Manifest.from_json(raw, where=str(directory / MANIFEST)))
+
+
+def _reopen(path: Path, fingerprint: str) -> Dataset:
+    dataset = open(path)
+    if dataset.manifest.fingerprint != fingerprint:
+        raise DatasetError(
+            f"{path}: holds another dataset than when it was opened (fingerprint {dataset.manifest.fingerprint[:12]}, not "
+            f"{fingerprint[:12]}); open it again"
+        )
+    return dataset
 
 
 def read_manifest(directory: Path) -> bytes:
@@ -363,7 +380,7 @@ class ShardReader:
         self._rows: Rows | None = None
         try:
             self._stream = pa.ipc.open_file(pa.PythonFile(self.file, mode="r"))
-        except pa.ArrowException as error:
+        except _ARROW_ERRORS as error:
             raise self.wrong(f"is no Arrow IPC file: {error}") from None
         metadata = shard_metadata(
             recipe_fingerprint=manifest.recipe_sha256,
@@ -395,7 +412,7 @@ class ShardReader:
         try:
             batch = self._stream.get_batch(number)
             batch.validate(full=True)
-        except pa.ArrowException as error:
+        except _ARROW_ERRORS as error:
             raise self.wrong(f"record batch {number} is not valid Arrow: {error}") from None
         if batch.num_rows != expected:
             raise self.wrong(f"record batch {number} has {batch.num_rows} rows, expected {expected}")

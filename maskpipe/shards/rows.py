@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from maskpipe import _core
-from maskpipe.roles import Flag, Part, Role, Verdict
+from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
 from maskpipe.shards.format import (
     DOCUMENT,
     DOCUMENT_DTYPE,
@@ -243,13 +243,9 @@ def count(rows: Rows) -> Counts:
         straddles=int(lengths[flags & Flag.STRADDLES > 0].sum()),
         cuts=int(lengths[flags & Flag.CUT_BEFORE > 0].sum()),
         verdicts={
-            _verdict_name(value): int(n) for value, n in zip(*np.unique(verdicts, return_counts=True), strict=True)
+            verdict_name(int(value)): int(n) for value, n in zip(*np.unique(verdicts, return_counts=True), strict=True)
         },
     )
-
-
-def _verdict_name(value: int) -> str:
-    return "+".join(str(bit.name).lower() for bit in Verdict(int(value))) or "exact"
 
 
 def _by_key(key: Int64, tokens: Int64) -> dict[str, int]:

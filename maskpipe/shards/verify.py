@@ -33,7 +33,7 @@ from maskpipe.shards.format import (
     REJECTS,
     RUN_FILE,
 )
-from maskpipe.shards.manifest import Counts, File, Manifest, fingerprint
+from maskpipe.shards.manifest import Counts, File, Manifest, Shard, fingerprint
 from maskpipe.shards.reader import REPAIR, Member, ShardReader, VerifiedFile, read_manifest
 from maskpipe.shards.rows import Rows, Structs, count, digests
 
@@ -59,7 +59,7 @@ def verify(path: str | Path) -> Verified:
     manifest = Manifest.from_json(read_manifest(directory), where=str(directory / MANIFEST))
     _check_names(directory, manifest)
     for entry in manifest.files:
-        _check_file(directory, entry)
+        check_file(directory, entry)
     _check_recipe(directory, manifest)
     ledger = _Ledger(directory, manifest)
     row_digests = []
@@ -90,7 +90,8 @@ def _check_names(directory: Path, manifest: Manifest) -> None:
         raise DatasetError(f"{directory}: {extra[0]} is no part of this dataset; move it out of the directory")
 
 
-def _check_file(directory: Path, entry: File) -> None:
+def check_file(directory: Path, entry: File) -> None:
+    """DatasetError unless the file has the size and the SHA-256 listed."""
     with Member(directory, entry.name) as member:
         member.expect_size(entry.size)
         digest = hashlib.sha256()
@@ -110,15 +111,20 @@ def _check_recipe(directory: Path, manifest: Manifest) -> None:
         raise DatasetError(f"{directory / RECIPE}: is not the recipe in {MANIFEST}; {REPAIR}")
 
 
-def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: _Ledger) -> bytes:
-    """The digests of the shard's rows."""
-    entry = manifest.shards[number]
+def check_shard_bytes(directory: Path, entry: Shard) -> None:
+    """DatasetError unless the shard has the size, the region hashes and the SHA-256 listed."""
     with Member(directory, entry.name) as member:
         file, digest = VerifiedFile(member, entry), hashlib.sha256()
         for region in range(len(entry.regions) // 16):
             digest.update(file.region(region))
         if digest.hexdigest() != entry.sha256:
             raise DatasetError(f"{member.where}: its bytes are not what the manifest says; {REPAIR}")
+
+
+def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: _Ledger) -> bytes:
+    """The digests of the shard's rows."""
+    entry = manifest.shards[number]
+    check_shard_bytes(directory, entry)
     reader = ShardReader(directory, manifest, number)
     try:
         parts, row_digests = [], []
