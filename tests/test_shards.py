@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def documents(draw: Any) -> Document:
 
 
 @given(st.lists(documents(), max_size=5), st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_fact_of_a_document_survives_its_table(given_documents: list[Document], chunk: int) -> None:
     table = documents_to_table(given_documents)
     table.validate(full=True)
@@ -249,6 +250,25 @@ def test_a_dataset_passes_to_other_processes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(row.input_ids, dataset[k].input_ids)
 
 
+def test_a_pickled_dataset_does_not_turn_into_another(tmp_path: Path) -> None:
+    publish_documents(tmp_path / "out", chats(LENGTHS))
+    pickled = pickle.dumps(open_dataset(tmp_path / "out"))
+    (tmp_path / "out").rename(tmp_path / "old")
+    publish_documents(tmp_path / "out", chats(LENGTHS[:-1]))
+    with pytest.raises(DatasetError, match="holds another dataset than when it was opened"):
+        pickle.loads(pickled)
+
+
+def test_threads_may_share_a_dataset(tmp_path: Path) -> None:
+    publish_documents(tmp_path / "out", chats([60] * 40), rows_per_shard=1)
+    dataset = open_dataset(tmp_path / "out")
+    expected = [dataset[k].input_ids.tolist() for k in range(40)]
+    order = [k * 17 % 40 for k in range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        for k, ids in zip(order, pool.map(lambda k: dataset[k].input_ids.tolist(), order), strict=True):
+            assert ids == expected[k]
+
+
 def test_repr_says_what_a_person_wants_to_know(tmp_path: Path) -> None:
     publish_documents(tmp_path / "out", chats(LENGTHS))
     text = repr(open_dataset(tmp_path / "out"))
@@ -372,6 +392,8 @@ def test_opening_ten_thousand_shards_takes_under_a_second(tmp_path: Path) -> Non
         began = time.process_time()
         dataset = open_dataset(tmp_path / "large")
         spent.append(time.process_time() - began)
+        if spent[-1] < 1.0:
+            break
     assert len(dataset) == 10_000 * rows
     assert min(spent) < 1.0
 

@@ -127,8 +127,8 @@ class Sequence:
 
 
 class Dataset:
-    """A dataset on disk: `len`, `[i]`, iteration in row order. Open with maskpipe.open. Threads may share one, and so may
-    forked processes; pickled, it opens the directory anew and demands the same fingerprint."""
+    """A dataset on disk: `len`, `[i]`, iteration in row order. Open with maskpipe.open. Threads may share one, and so
+    may forked processes; pickled, it opens the directory anew and demands the same fingerprint."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -232,8 +232,8 @@ def _reopen(path: Path, fingerprint: str) -> Dataset:
     dataset = open(path)
     if dataset.manifest.fingerprint != fingerprint:
         raise DatasetError(
-            f"{path}: holds another dataset than when it was opened (fingerprint {dataset.manifest.fingerprint[:12]}, not "
-            f"{fingerprint[:12]}); open it again"
+            f"{path}: holds another dataset than when it was opened (fingerprint "
+            f"{dataset.manifest.fingerprint[:12]}, not {fingerprint[:12]}); open it again"
         )
     return dataset
 
