@@ -15,6 +15,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -147,23 +148,26 @@ class Scan:
         normalizer = self._added.normalizer(lead) if self._added.rewrites else None
         if normalizer is not None:
             text = self.raw[begin:end].decode()
-            mapped = tokenizers.NormalizedString(text)
-            normalizer.normalize(mapped)
-            if mapped.normalized != text:
-                self._find_mapped(text, mapped, begin, judge, found)
+            normalised = normalizer.normalize_str(text)
+            if normalised != text:
+                self._find_rewritten(text, normalizer, normalised, begin, judge, found)
                 return
         _choose(self.raw, self._normalised_hits, self._added.normalised, begin, end, judge, found)
 
-    def _find_mapped(self, text: str, mapped: Any, begin: int, judge: Judge, found: Found) -> None:
+    def _find_rewritten(
+        self, text: str, normalizer: Any, normalised: str, begin: int, judge: Judge, found: Found
+    ) -> None:
         """Tokens in rewritten text; positions come back through the library's own alignment."""
-        normalised: str = mapped.normalized
         raw = normalised.encode()
 
         def back(occurrence: Occurrence) -> Occurrence:
-            start = len(raw[: occurrence.start].decode())
-            end = len(raw[: occurrence.end].decode())
-            first = len(text) - len(mapped.slice((start, len(normalised))).original) if start else 0
-            last = len(mapped.slice((0, end)).original)
+            start, end = (len(raw[:position].decode()) for position in occurrence[:2])
+            bounds = sorted({0, start, end, len(normalised)})
+            ranges = list(pairwise(bounds))
+            split = tokenizers.PreTokenizedString(text)
+            split.normalize(normalizer.normalize)
+            split.split(lambda _, whole: [whole.slice(part) for part in ranges])
+            first, last = split.get_splits("original", "char")[ranges.index((start, end))][1]
             inside = text[first:last].rfind(occurrence.token.content)
             core = (first, last) if inside < 0 else (first + inside, first + inside + len(occurrence.token.content))
             places = [begin + len(text[:position].encode()) for position in (first, last, *core)]
