@@ -14,9 +14,9 @@ LAYERS = [
     {"document", "recipe", "demo_data", "vocabulary"},
     {"chat", "policy", "added_tokens"},
     {"sources", "template", "tokenizer"},
-    {"encoder", "pack"},
+    {"encoder", "pack", "partitions", "pool"},
     {"fit", "rules", "shards"},
-    {"summary", "card", "stats", "export", "explain"},
+    {"summary", "card", "stats", "export", "explain", "records"},
     {"pipeline"},
     {"cli", "__main__", "demo", "recipe_flags"},
 ]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import maskpipe
-from maskpipe import demo_data, pipeline, sources
+from maskpipe import demo_data, partitions, pipeline, sources
 from maskpipe.chat import read_record
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
@@ -32,9 +32,9 @@ SHORT = Recipe(sequence_length=512)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a few records, partitions of a few chunks, shards of a few rows: every seam is crossed."""
     monkeypatch.setattr(sources, "CHUNK_BYTES", 4 << 10)
-    monkeypatch.setattr(pipeline, "PARTITION_TOKENS", 4000)
-    monkeypatch.setattr(pipeline, "PARTITION_SEQUENCES", 1)
-    monkeypatch.setattr(pipeline, "SHARD_BYTES", 4 * 512 * 5)
+    monkeypatch.setattr(partitions, "PARTITION_TOKENS", 4000)
+    monkeypatch.setattr(partitions, "PARTITION_SEQUENCES", 1)
+    monkeypatch.setattr(partitions, "SHARD_BYTES", 4 * 512 * 5)
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:

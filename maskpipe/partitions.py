@@ -1,0 +1,108 @@
+"""The plan: which documents of which stage files share a row, and which rows share a shard.
+
+Documents are packed inside a partition, a run of chunks with enough tokens; the rows that stay badly filled are taken
+apart and packed once more together. That costs about 0.1 % more padding than packing everything at once, and needs no
+shuffle. Everything here is a function of the lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpipe.pack import Pieces, plan
+from maskpipe.recipe import Recipe
+
+PARTITION_TOKENS = 1 << 25
+"""Tokens packed together: at least 1,000 sequences cost 0.1 % more padding than packing all at once (DESIGN §7)."""
+PARTITION_SEQUENCES = 1000
+FULL = 0.95
+"""A row filled less is packed again with the others like it, across partitions."""
+SHARD_BYTES = 1 << 28
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Stage(NamedTuple):
+    """A stage file and the lengths of its documents."""
+
+    name: str
+    lengths: Int64  # [documents]
+
+
+class ShardPlan(NamedTuple):
+    """One shard: its rows, and the documents that they name, in order: of each stage file all, or those of `rows`."""
+
+    stages: list[tuple[str, Int64 | None]]
+    pieces: Pieces
+
+
+def plan_shards(stages: Sequence[Stage], recipe: Recipe) -> list[ShardPlan]:
+    """The shards of a dataset, in order."""
+    out: list[ShardPlan] = []
+    partitions = _partitions(stages, recipe)
+    left: list[tuple[Stage, Int64]] = []
+    for partition in partitions:
+        lengths = np.concatenate([stage.lengths for stage in partition])
+        pieces = plan(lengths, recipe.sequence_length, recipe.packing)
+        if len(partitions) > 1 and recipe.packing in ("best_fit", "first_fit"):
+            pieces, documents = _set_apart(pieces, lengths, recipe.sequence_length)
+            left += _by_stage(partition, documents)
+        whole: list[tuple[str, Int64 | None]] = [(stage.name, None) for stage in partition]
+        out += [ShardPlan(whole, one) for one in _shards_of(pieces, recipe)]
+    if left:
+        lengths = np.concatenate([stage.lengths[rows] for stage, rows in left])
+        pieces = plan(lengths, recipe.sequence_length, recipe.packing)
+        out += [ShardPlan([(stage.name, rows) for stage, rows in left], one) for one in _shards_of(pieces, recipe)]
+    return out
+
+
+def _partitions(stages: Sequence[Stage], recipe: Recipe) -> list[list[Stage]]:
+    """Runs of stages with enough tokens to be packed on their own."""
+    enough = max(PARTITION_TOKENS, PARTITION_SEQUENCES * recipe.sequence_length)
+    out: list[list[Stage]] = []
+    tokens = enough
+    for stage in stages:
+        if not len(stage.lengths):
+            continue
+        if tokens >= enough:
+            out.append([])
+            tokens = 0
+        out[-1].append(stage)
+        tokens += int(stage.lengths.sum())
+    return out
+
+
+def _set_apart(pieces: Pieces, lengths: Int64, sequence_length: int) -> tuple[Pieces, Int64]:
+    """The well filled rows, and the documents of the others in their order."""
+    row_of = np.repeat(np.arange(pieces.rows), np.diff(pieces.row_offsets))
+    filled = np.bincount(row_of, weights=lengths[pieces.documents], minlength=pieces.rows)
+    full = filled >= FULL * sequence_length
+    keep = full[row_of]
+    offsets = np.concatenate(([0], np.cumsum(np.diff(pieces.row_offsets)[full]))).astype(np.int64)
+    kept = Pieces(pieces.documents[keep], pieces.starts[keep], pieces.stops[keep], offsets)
+    return kept, np.sort(pieces.documents[~keep])
+
+
+def _by_stage(partition: list[Stage], documents: Int64) -> list[tuple[Stage, Int64]]:
+    """The same documents as (stage, rows in it)."""
+    out = []
+    first = 0
+    for stage in partition:
+        inside = documents[(documents >= first) & (documents < first + len(stage.lengths))] - first
+        if len(inside):
+            out.append((stage, inside))
+        first += len(stage.lengths)
+    return out
+
+
+def _shards_of(pieces: Pieces, recipe: Recipe) -> Iterator[Pieces]:
+    """The plan cut into shards of at most SHARD_BYTES of ids."""
+    rows = max(1, SHARD_BYTES // (4 * recipe.sequence_length))
+    for first in range(0, pieces.rows, rows):
+        offsets = pieces.row_offsets[first : first + rows + 1]
+        begin, end = int(offsets[0]), int(offsets[-1])
+        yield Pieces(pieces.documents[begin:end], pieces.starts[begin:end], pieces.stops[begin:end], offsets - begin)

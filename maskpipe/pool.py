@@ -1,0 +1,93 @@
+"""A pool of worker processes, each with its own Encoder; results come back in the order of the tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from maskpipe.encoder import Encoder
+from maskpipe.errors import MaskpipeError, UsageError
+from maskpipe.recipe import Recipe
+from maskpipe.tokenizer import Tokenizer
+
+
+class Pool:
+    """Runs task functions in processes and yields their results in the order given; with one worker, in this one.
+
+    Processes start when there is a second task: a small input does not pay for them.
+    """
+
+    def __init__(self, workers: int, encoder: Encoder) -> None:
+        self.workers = workers
+        self._encoder = encoder
+        self._executor: ProcessPoolExecutor | None = None
+
+    def run(self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        iterator = iter(tasks)
+        first = next(iterator, None)
+        if first is None:
+            return
+        second = next(iterator, None) if self.workers > 1 else None
+        if second is None:
+            yield function(self._encoder, *first)
+            for task in iterator:
+                yield function(self._encoder, *task)
+            return
+        waiting: list[Future[Any]] = [self._submit(function, first), self._submit(function, second)]
+        try:
+            for task in iterator:
+                waiting.append(self._submit(function, task))
+                while len(waiting) > 2 * self.workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        except BrokenProcessPool:
+            raise MaskpipeError(
+                "a worker process died (out of memory, or killed); nothing was published. Try fewer --workers"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _submit(self, function: Callable[..., Any], task: tuple[Any, ...]) -> Future[Any]:
+        if self._executor is None:
+            tokenizer = self._encoder.tokenizer
+            given = (dict(tokenizer.files), tokenizer.name, self._encoder.recipe)
+            self._executor = ProcessPoolExecutor(
+                self.workers, multiprocessing.get_context("spawn"), _start_worker, given
+            )
+        return self._executor.submit(_in_worker, function, task)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_encoder: Encoder | None = None
+
+
+def _start_worker(files: dict[str, bytes], name: str, recipe: Recipe) -> None:
+    global _worker_encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core: threads inside would fight for it
+    _worker_encoder = Encoder(Tokenizer(files, name), recipe)
+
+
+def _in_worker(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+    assert _worker_encoder is not None
+    return function(_worker_encoder, *task)
+
+
+def count_workers(workers: int | None) -> int:
+    """How many processes to use: as many as asked for, by default one per core. UsageError below 1."""
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise UsageError(f"workers must be at least 1, got {workers}")
+    return workers

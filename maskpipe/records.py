@@ -1,0 +1,131 @@
+"""The map step: what becomes of the records of one chunk. Documents go to a stage file, everything else is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from maskpipe.chat import Conversation, read_record
+from maskpipe.document import Document
+from maskpipe.encoder import Encoder
+from maskpipe.errors import MaskpipeError, RecordError
+from maskpipe.recipe import Recipe
+from maskpipe.roles import ROLE_NAMES
+from maskpipe.shards.documents import documents_to_table
+from maskpipe.shards.format import DOCUMENT_SCHEMA
+from maskpipe.sources import Chunk
+from maskpipe.template.render import wrap
+from maskpipe.template.shadow import prove
+
+STAGE_DOCUMENTS = 512
+"""Documents per record batch of a stage file."""
+
+
+@dataclass
+class Mapped:
+    """What the map step made of one chunk."""
+
+    lengths: npt.NDArray[np.int64]  # [documents]
+    stage: str
+    records: int
+    kept: int
+    bytes: int
+    counts: Counter[str] = field(default_factory=Counter)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    role_names: set[str] = field(default_factory=set)
+    loss_tokens: int = 0
+    runs: int = 0
+
+
+def map_chunk(encoder: Encoder, chunk: Chunk, stage: str, proof: int | None) -> Mapped:
+    """The records of one chunk; their documents are written to the new file `stage`."""
+    out = Mapped(np.zeros(0, np.int64), stage, 0, 0, len(chunk.payload))
+    lengths: list[int] = []
+    with pa.OSFile(stage, "wb") as file, pa.ipc.new_file(file, DOCUMENT_SCHEMA) as writer:
+        add_records(encoder, chunk, out, lengths, writer, None, proof)
+    out.lengths = np.array(lengths, np.int64)
+    return out
+
+
+def add_records(
+    encoder: Encoder, chunk: Chunk, out: Mapped, lengths: list[int], writer: Any, limit: int | None, proof: int | None
+) -> None:
+    """Adds what becomes of a chunk's records to `out`."""
+    documents = []
+    for row, record in chunk.records():
+        if limit is not None and limit <= 0:
+            break
+        limit = None if limit is None else limit - 1
+        out.records += 1
+        try:
+            if isinstance(record, RecordError):
+                raise record
+            parsed = _parsed(record, encoder.recipe, chunk, row)
+        except RecordError as error:
+            if encoder.recipe.on_bad_record == "stop":
+                raise RecordError(
+                    f"{error}. To list such records in rejects.jsonl and go on: --on-bad-record reject", error.reason
+                ) from None
+            _reject(out, chunk, row, error)
+            continue
+        encoded = encoder.encode(parsed)
+        out.counts.update(encoded.counts)
+        out.dropped += [
+            {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
+        ]
+        if encoded.refused is not None:
+            _reject(out, chunk, row, RecordError(f"{chunk.place(row)}: {encoded.refused}", encoded.refused.reason))
+            continue
+        out.kept += 1
+        out.loss_tokens += sum(int(document.loss_mask.sum()) for document in encoded.documents)
+        lengths += [len(document) for document in encoded.documents]
+        if isinstance(parsed, Conversation):
+            out.role_names |= {str(m["role"]) for m in parsed.messages if m["role"] not in ROLE_NAMES}
+            if proof is not None and (proof < 0 or row < proof):
+                _prove(encoder, parsed, out, chunk.place(row))
+        if writer is None:
+            out.runs += sum(map(_n_runs, encoded.documents))
+        else:
+            documents += encoded.documents
+            if len(documents) >= STAGE_DOCUMENTS:
+                writer.write_table(documents_to_table(documents))
+                documents = []
+    if writer is not None and documents:
+        writer.write_table(documents_to_table(documents))
+    out.counts.update(chunk.counts)
+
+
+def _n_runs(document: Document) -> int:
+    facts = (document.role_ids, document.part_ids, document.flags, document.message_ids)
+    return 1 + int(np.count_nonzero(np.any([np.diff(fact) != 0 for fact in facts], axis=0)))
+
+
+def _parsed(record: Any, recipe: Recipe, chunk: Chunk, row: int) -> Any:
+    try:
+        return read_record(record, recipe, source=chunk.source, row=row)
+    except RecordError as error:
+        raise RecordError(f"{chunk.place(row)}: {error}", error.reason) from None
+
+
+def _reject(out: Mapped, chunk: Chunk, row: int, error: RecordError) -> None:
+    out.rejects.append({"source": chunk.source, "row": row, "reason": error.reason, "message": str(error)})
+
+
+def _prove(encoder: Encoder, conversation: Conversation, out: Mapped, place: str) -> None:
+    given = {
+        "tools": conversation.tools,
+        "documents": conversation.documents,
+        "kwargs": {**encoder.recipe.chat_template_kwargs, **conversation.chat_template_kwargs},
+    }
+    engine = encoder.template.engine
+    trace = engine.trace(wrap(conversation.messages, **given))  # type: ignore[arg-type]
+    proof = prove(engine, trace, conversation.messages, **given)  # type: ignore[arg-type]
+    out.counts[f"proof_{proof.outcome}"] += 1
+    if proof.outcome == "differs":
+        raise MaskpipeError(f"{place}: provenance is not proved: {proof.detail}. Please report this template")
