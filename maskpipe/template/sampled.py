@@ -25,10 +25,16 @@ from maskpipe.roles import Part, Verdict
 from maskpipe.template import origin
 from maskpipe.template.render import REASONING_FIELDS, Engine, Trace, Wrapped, wrap
 
-_MARKER_LIKE = re.compile(r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]")
+_MARKER_LIKE = re.compile(r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]|\[\|[^\[\]|\s]+\|\]|[\[\]][\w!]*~[\w!]*[\[\]]")
 """What looks like a control token when no tokenizer says which strings are."""
 
+_EMPTY_ELEMENT = re.compile(r"\s*<([^<>/\s]+)>\s*</\1>\s*")
+
 _OWN_WORD = "Zq7xReasoningProbe"
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "probe", "description": "Probe.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,12 @@ class Habits:
     """How a template, under given keyword arguments, ends plain assistant turns and writes empty reasoning. Learned
     from canned conversations when the template is loaded, so that it never depends on the data."""
 
+    known: bool
+    """Could a plain question and answer be rendered? Without that nothing below says anything."""
     stops_last: tuple[str, ...]
     stops_middle: tuple[str, ...]
+    header: str
+    """What both a generation prompt and history write before an assistant turn; "" when there is no such thing."""
     empty_reasoning: tuple[str, ...]
     """Texts between prompt and content that the template writes for a message without reasoning; longest first."""
 
@@ -79,7 +89,12 @@ class Sampling:
         words = sorted(
             {token for token in self.control_tokens if token.strip()}, key=lambda token: (-len(token), token)
         )
-        self._control = re.compile("|".join(map(re.escape, words))) if words else _MARKER_LIKE
+        if words:
+            self._control = re.compile("|".join(map(re.escape, words)))
+        else:  # the named special tokens are control tokens whatever they look like
+            named = {*self.stop_tokens, *self.engine.special_tokens.values()}
+            known = sorted((token for token in named if token.strip()), key=lambda token: (-len(token), token))
+            self._control = re.compile("|".join([*map(re.escape, known), _MARKER_LIKE.pattern]))
 
     def controls(self, text: str) -> list[tuple[int, int, str]]:
         """(start, end, token) of the control tokens in literal text, left to right."""
@@ -98,13 +113,15 @@ class Sampling:
             try:
                 prompt = self.engine.plain_of(wrapped, index, add_generation_prompt=True)
                 alone = whole if index == last else self.engine.trace(wrapped, index + 1)
-                start = len(prompt) if whole.text.startswith(prompt) else None
-                if start is None:
-                    traced = self.engine.trace(wrapped, index, add_generation_prompt=True)
-                    start = self._start_after_header(index, traced, whole)
-                    out.append(self._turn(index, start, False, whole, alone, habits))
+                start: int | None
+                alone_start: int | None
+                if whole.text.startswith(prompt) and alone.text.startswith(prompt):
+                    start = alone_start = self._after_own_header(len(prompt), index, alone, habits)
                 else:
-                    out.append(self._turn(index, start, True, whole, alone, habits))
+                    traced = self.engine.trace(wrapped, index, add_generation_prompt=True)
+                    start, alone_start = self._start(index, traced, whole), self._start(index, traced, alone)
+                is_prefix = start == len(prompt) and whole.text.startswith(prompt)
+                out.append(self._turn(index, start, is_prefix, whole, alone, alone_start, habits))
             except TemplateError as error:
                 out.append(_refused(index, f"the turn's prompt cannot be rendered: {error}"))
         return out
@@ -120,8 +137,13 @@ class Sampling:
             alone = self.engine.trace(wrapped, index + 1)
         except TemplateError as error:
             return None, _refused(index, f"the turn's prompt cannot be rendered: {error}")
+        start: int | None = None
         if alone.text.startswith(prompt.text):
+            start = self._after_own_header(len(prompt.text), index, alone, habits)
+        if start == len(prompt.text):
             glued, reason = alone, "split"
+        elif start is not None:
+            glued, reason = _glued(prompt, alone, start), "without a header that the prompt does not have"
         else:
             start = self._start_after_header(index, prompt, alone)
             if start is None:
@@ -135,7 +157,7 @@ class Sampling:
                 _glued(prompt, alone, start),
                 "continues a prompt that the template does not write in history",
             )
-        turn = self._turn(index, len(prompt.text), True, glued, glued, habits)
+        turn = self._turn(index, len(prompt.text), True, glued, glued, len(prompt.text), habits)
         if turn.verdict & Verdict.REFUSED:
             return None, turn
         document = Trace(glued.text[: turn.stop], glued.cut(0, turn.stop), glued.leaves, glued.reprs, glued.roles)
@@ -196,40 +218,62 @@ class Sampling:
         return Trace(text, tuple(origins), prompt.leaves, prompt.reprs, prompt.roles), turn
 
     def _turn(
-        self, index: int, start: int | None, prompt_is_prefix: bool, whole: Trace, alone: Trace, habits: Habits
+        self,
+        index: int,
+        start: int | None,
+        prompt_is_prefix: bool,
+        whole: Trace,
+        alone: Trace,
+        alone_start: int | None,
+        habits: Habits,
     ) -> Turn:
-        """One turn of `whole`; `alone` is the conversation cut after it (`whole` itself for the last turn)."""
+        """One turn of `whole`; `alone` is the conversation cut after it (`whole` itself for the last turn), in which it
+        starts at `alone_start`."""
         reasons: list[str] = []
         verdict = Verdict.EXACT
-        own = _own_range(whole, index)
-        if start is None:
+        if start is None or alone_start is None:
             return _refused(index, "the start of the turn cannot be found")
         if not prompt_is_prefix:
             verdict |= Verdict.HISTORY_DIFFERS
             reasons.append("the text before it is not the prompt that inference would feed")
-        if own is not None and own[0] < start:
+        own = _own_range(alone, index)
+        if own is not None and own[0] < alone_start:
             return _refused(index, "text of the turn stands before the end of its own prompt")
-        end_of_own = max(start, own[1] if own is not None else start)
+        end_alone = max(alone_start, own[1] if own is not None else alone_start)
+        shift = _same_turn(whole.text, start, alone.text[alone_start:end_alone], habits.empty_reasoning)
+        if shift is not None:
+            first = start + shift + (own[0] - alone_start if own is not None else 0)
+            end_of_own = start + shift + end_alone - alone_start
+        else:
+            verdict |= Verdict.HISTORY_DIFFERS
+            less = _shown(whole, index) < _shown(alone, index)
+            reasons.append(
+                "later messages make the template show less of it"
+                if less
+                else "later messages make the template write it in another way"
+            )
+            here = _own_range(whole, index, until_others=True)
+            if here is not None and here[0] < start:
+                return _refused(index, "text of the turn stands before the end of its own prompt")
+            first, end_of_own = here or (start, start)
         if _has_other_data(whole, start, end_of_own, index):
             return _refused(index, "text of another message stands inside the turn")
 
-        stop, reason = self._stop(index, whole, end_of_own, alone, habits)
+        stop, reason = self._stop(index, whole, end_of_own, alone, end_alone, habits)
         if reason:
             verdict |= Verdict.HISTORY_DIFFERS
             reasons.append(reason)
         if stop is None:
             verdict |= Verdict.NO_STOP
             reasons.append("the template writes no stop token after it")
-            end = end_of_own + self._closing(index, whole, end_of_own, alone)
+            closing = 0 if own is None else self._closing(index, whole, end_of_own, alone, end_alone)
+            end = end_of_own + closing
         else:
             end = stop[1]
         if _has_other_data(whole, end_of_own, end, index):
             return _refused(index, "text of another message stands between the turn and its stop token")
 
-        if alone is not whole and _shown(whole, index) < _shown(alone, index):
-            verdict |= Verdict.HISTORY_DIFFERS
-            reasons.append("later messages make the template show less of it")
-        head = whole.text[start : own[0]] if own is not None else whole.text[start:end]
+        head = whole.text[start:first] if own is not None else whole.text[start:end]
         empty = next((text for text in habits.empty_reasoning if head.startswith(text)), "")
         return Turn(
             index,
@@ -242,51 +286,107 @@ class Sampling:
             "; ".join(reasons),
         )
 
+    def _start(self, index: int, prompt: Trace, text: Trace) -> int | None:
+        """Where the turn starts in a text, whether or not its prompt is a prefix of it."""
+        if text.text.startswith(prompt.text):
+            return len(prompt.text)
+        return self._start_after_header(index, prompt, text)
+
+    def _after_own_header(self, start: int, index: int, alone: Trace, habits: Habits) -> int:
+        """The end of the turn's header, where the template writes it into history although the prompt lacks it (it may
+        go on without one after a tool's answer): the model does not sample it."""
+        own = _own_range(alone, index)
+        header = habits.header.strip()
+        head = alone.text[start : own[0]] if own is not None else alone.text[start:]
+        if not header or not head.lstrip().startswith(header):
+            return start
+        at = len(head) - len(head.lstrip()) + len(header)
+        space = habits.header[len(habits.header.rstrip()) :]
+        return start + at + len(_common_prefix(head[at:], space))
+
     def _start_after_header(self, index: int, prompt: Trace, whole: Trace) -> int | None:
         """Where the turn starts in a text that its prompt is no prefix of: after what the literal text before the turn
         has in common with the literal end of the prompt, and what the prompt's own ending already supplies."""
-        header_start, header, common, overlap, _ = self._compare_headers(index, prompt, whole)
-        return header_start + common + overlap if common or not header else None
+        return self._compare_headers(index, prompt, whole).start
 
-    def _compare_headers(self, index: int, prompt: Trace, whole: Trace) -> tuple[int, str, int, int, str]:
-        """The literal text before the turn beside the literal end of its prompt: where it starts, the text, how much
-        both share, how much more of it the prompt's own ending supplies, and what else that ending holds."""
-        start, stop = _literal_before(whole, index)
-        header = whole.text[start:stop]
+    def _compare_headers(self, index: int, prompt: Trace, whole: Trace) -> _Header:
+        """The literal text before the turn beside the literal end of its prompt; white space may differ."""
+        begin, end = _literal_before(whole, index)
+        header = whole.text[begin:end]
         ending = prompt.text[_end_of_data(prompt) :]
-        common = self._common_length(header, ending)
-        rest, supplied = header[common:], ending[common:]
+        common, used = self._common_lengths(header, ending)
+        rest, supplied = header[common:], ending[used:]
         overlap = next(
             (size for size in range(min(len(rest), len(supplied)), 0, -1) if supplied.endswith(rest[:size])), 0
         )
-        return start, header, common, overlap, supplied[: len(supplied) - overlap]
+        start = begin + common + overlap if common or not header else None
+        return _Header(start, supplied, supplied[: len(supplied) - overlap], rest[overlap:])
+
+    def _common_lengths(self, first: str, second: str) -> tuple[int, int]:
+        """How much of each text the other begins with too when white space does not count, and the white space after
+        it that both have; neither ends inside a control token."""
+        inside = [
+            {at for start, end, _ in self.controls(text) for at in range(start + 1, end)} for text in (first, second)
+        ]
+        best = (0, 0)
+        i = j = 0
+        while i < len(first) and j < len(second):
+            if first[i] == second[j]:
+                i, j = i + 1, j + 1
+                if not first[i - 1].isspace() and i not in inside[0] and j not in inside[1]:
+                    best = (i, j)
+            elif first[i].isspace():
+                i += 1
+            elif second[j].isspace():
+                j += 1
+            else:
+                break
+        i, j = best
+        same = len(_common_prefix(first[i:], second[j:]))
+        space = min(same, len(first) - i - len(first[i:].lstrip()))
+        return i + space, j + space
 
     def _unanswered(self, index: int, prompt: Trace, alone: Trace) -> str:
         """Why the turn's text must not be put after a prompt that the template does not write before it.
 
         A prompt may end with text that history lacks: an empty reasoning block (opened and closed) suits a turn without
-        reasoning; one that only opens reasoning is answered by reasoning, which the template did not write here.
+        reasoning; one that only opens reasoning is answered by reasoning, which the template did not write here. Where
+        history has other text in its place, that may only go on with a marker of its own.
         """
-        *_, supplied = self._compare_headers(index, prompt, alone)
-        if not supplied.strip():
+        header = self._compare_headers(index, prompt, alone)
+        if not header.unsaid.strip():
             return ""
-        shown = f"the prompt ends with {supplied.strip()!r}, which the template does not write before this turn"
+        shown = f"the prompt ends with {header.unsaid.strip()!r}, which the template does not write before this turn"
         if _shows_reasoning(alone, index):
             return f"{shown}'s reasoning"
-        if len(self.controls(supplied)) < 2:
+        if not self._is_closed_block(header.supplied):
             return f"{shown}, and nothing in the turn answers it"
+        instead = header.rest.strip()
+        if instead and not any(start == 0 for start, _, _ in self._markers(instead)):
+            return f"{shown}; there it writes {instead!r} instead"
         return ""
 
+    def _is_closed_block(self, text: str) -> bool:
+        """Is this an opening and a closing marker, with at most literal words between them?"""
+        text = text.strip()
+        found = self._markers(text)
+        return (
+            len(found) == 2 and found[0][0] == 0 and found[1][1] == len(text) and found[0][2] != found[1][2]
+        )
+
+    def _markers(self, text: str) -> list[tuple[int, int, str]]:
+        """Control tokens, or what looks like them where the tokenizer knows none."""
+        return self.controls(text) or [
+            (match.start(), match.end(), match.group()) for match in _MARKER_LIKE.finditer(text)
+        ]
+
     def _stop(
-        self, index: int, whole: Trace, after: int, alone: Trace, habits: Habits
+        self, index: int, whole: Trace, after: int, alone: Trace, alone_after: int, habits: Habits
     ) -> tuple[tuple[int, int] | None, str]:
-        """Where the stop token of the turn stands in `whole`, and why the turn differs from itself as the last one."""
-        own = _own_range(alone, index)
-        alone_start = own[1] if own is not None else None
-        if alone_start is None:
-            alone_start = after if alone is whole or alone.text[:after] == whole.text[:after] else len(alone.text)
-        tail_alone = _literal_tail(alone, alone_start, index)
-        last = self._last_stop(tail_alone, habits.stops_last)
+        """Where the stop token of the turn stands in `whole`, and why the turn differs from itself as the last one.
+        The turn's own text ends at `after` in `whole` and at `alone_after` in `alone`."""
+        tail_alone = _literal_tail(alone, alone_after, index)
+        last = self._last_stop(tail_alone, habits)
         if alone is whole:
             return (None, "") if last is None else ((after + last[0], after + last[1]), "")
         tail = _literal_tail(whole, after, index)
@@ -304,14 +404,14 @@ class Sampling:
             return place, ""
         return place, f"it ends with {middle[2]!r}, as the last turn with {tail_alone.text[last[0] : last[1]]!r}"
 
-    def _last_stop(self, tail: _Tail, habitual: Sequence[str]) -> tuple[int, int] | None:
+    def _last_stop(self, tail: _Tail, habits: Habits) -> tuple[int, int] | None:
         found = self.controls(tail.text)
-        for start, end, token in found:
-            if token in habitual:
-                return start, end
-        for start, end, token in found:
-            if token in self.stop_tokens:
-                return start, end
+        for tokens in (habits.stops_last, self.stop_tokens, habits.stops_middle):
+            for start, end, token in found:
+                if token in tokens and (tokens is not habits.stops_middle or end <= tail.own):
+                    return start, end
+        if habits.known and not habits.stops_last:
+            return None  # plain answers end without one: the last token here only closes what the turn opened
         own = [(start, end) for start, end, _ in found if end <= tail.own]
         return own[-1] if own else None
 
@@ -324,13 +424,10 @@ class Sampling:
                     length = start
         return length
 
-    def _closing(self, index: int, whole: Trace, after: int, alone: Trace) -> int:
+    def _closing(self, index: int, whole: Trace, after: int, alone: Trace, alone_after: int) -> int:
         """Literal text that closes a turn without a stop token, such as the end of a tool call."""
-        own = _own_range(alone, index)
-        if own is None:
-            return 0
         tail = _literal_tail(whole, after, index)
-        closing = _common_prefix(_literal_tail(alone, own[1], index).text, tail.text)
+        closing = _common_prefix(_literal_tail(alone, alone_after, index).text, tail.text)
         return len(closing[: tail.own].rstrip())
 
     # -- what a template does, whatever the data
@@ -343,21 +440,26 @@ class Sampling:
         return self._habits[key]
 
     def _learn(self, kwargs: Mapping[str, Any]) -> Habits:
-        user, answer = {"role": "user", "content": "Question one?"}, {"role": "assistant", "content": "Answer one."}
+        user: dict[str, Any] = {"role": "user", "content": "Question one?"}
+        answer: dict[str, Any] = {"role": "assistant", "content": "Answer one."}
         plain_kwargs = {name: str(value) if isinstance(value, str) else value for name, value in kwargs.items()}
 
         def trace(
             messages: list[dict[str, Any]], prompt: bool = False, switch: dict[str, Any] | None = None
         ) -> Trace | None:
-            try:
-                return self.engine.trace(
-                    wrap(messages, kwargs={**plain_kwargs, **(switch or {})}), add_generation_prompt=prompt
-                )
-            except TemplateError:
-                return None
+            for tools in (None, [_PROBE_TOOL]):  # some templates exist for chats with tools alone
+                try:
+                    wrapped = wrap(messages, tools=tools, kwargs={**plain_kwargs, **(switch or {})})
+                    return self.engine.trace(wrapped, add_generation_prompt=prompt)
+                except TemplateError:
+                    continue
+            return None
 
         last = trace([user, answer])
-        middle = trace([user, answer, {"role": "user", "content": "Question two?"}])
+        if last is None or _own_range(last, 1) is None:  # some templates show content as a list of parts alone
+            user, answer = _in_parts(user), _in_parts(answer)
+            last = trace([user, answer])
+        middle = trace([user, answer, user])
         stops_last, stops_middle = self._learn_stops(last, middle)
         empty: set[str] = set()
         prompt = trace([user], prompt=True)
@@ -366,9 +468,21 @@ class Sampling:
             turn = last if shape is answer else trace([user, shape])
             if turn is not None and prompt is not None:
                 empty |= self._empty_by_switch(prompt, turn, trace, user)
-                empty |= _empty_by_probe(prompt, turn, trace([user, {**shape, "reasoning_content": _OWN_WORD}]))
+                probed = trace([user, {**shape, "reasoning_content": _OWN_WORD}])
+                empty |= self._empty_by_probe(prompt, turn, probed)
         ordered = tuple(sorted(empty, key=lambda text: (-len(text), text)))
-        return Habits(stops_last, stops_middle, ordered)
+        known = last is not None and _own_range(last, 1) is not None
+        return Habits(known, stops_last, stops_middle, self._learn_header(trace([user]), prompt, last), ordered)
+
+    def _learn_header(self, bare: Trace | None, prompt: Trace | None, last: Trace | None) -> str:
+        own = _own_range(last, 1) if last is not None else None
+        if bare is None or prompt is None or last is None or own is None:
+            return ""
+        at = self._common_length(bare.text, prompt.text)
+        if not last.text.startswith(prompt.text[:at]):
+            return ""
+        common, _ = self._common_lengths(last.text[at : own[0]], prompt.text[at:])
+        return last.text[at : at + common]
 
     def _learn_stops(self, last: Trace | None, middle: Trace | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         own_last = _own_range(last, 1) if last is not None else None
@@ -407,6 +521,52 @@ class Sampling:
                         found.add(added)
         return found
 
+    def _empty_by_probe(self, prompt: Trace, last: Trace, probed: Trace | None) -> set[str]:
+        """With reasoning the template writes opening + reasoning + closing before the content; where it writes just
+        opening + closing without, that is an empty reasoning block. So is an element that is opened and closed at once.
+        """
+        head = self._head(prompt, last)
+        if not head.strip():
+            return set()
+        if _EMPTY_ELEMENT.fullmatch(head):
+            return {head}
+        head_probed = self._head(prompt, probed, _OWN_WORD, "Answer one.") if probed is not None else ""
+        return {head} if "".join(head_probed.split()) == "".join(head.split()) else set()
+
+    def _head(self, prompt: Trace, turn: Trace, *own: str) -> str:
+        """The literal text between the prompt and the content of message 1; with `own`, the text up to the last of
+        these words, without them."""
+        start: int | None = len(prompt.text)
+        if not turn.text.startswith(prompt.text):
+            start = self._start_after_header(1, prompt, turn)
+        where = _own_range(turn, 1)
+        if start is None or where is None:
+            return ""
+        if not own:
+            return turn.text[start : where[0]]
+        pieces = []
+        for word in own:
+            at = turn.text.find(word, start)
+            if at < 0:
+                return ""
+            pieces.append(turn.text[start:at])
+            start = at + len(word)
+        return "".join(pieces)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The literal text before a turn beside the literal end of its prompt."""
+
+    start: int | None
+    """Where the turn starts in the text; None when the two have nothing in common."""
+    supplied: str
+    """What the prompt ends with beyond what both share."""
+    unsaid: str
+    """The part of it that stands nowhere before the turn."""
+    rest: str
+    """What stands before the turn beyond all that its prompt ends with."""
+
 
 @dataclass(frozen=True)
 class _Tail:
@@ -417,38 +577,38 @@ class _Tail:
     """How much of it was printed while the template's loop stood on the turn; all of it where that is not known."""
 
 
-def _empty_by_probe(prompt: Trace, last: Trace, probed: Trace | None) -> set[str]:
-    """With reasoning the template writes opening + reasoning + closing before the content; where it writes just
-    opening + closing without, that is an empty reasoning block."""
-    own = _own_range(last, 1)
-    if (
-        probed is None
-        or own is None
-        or not last.text.startswith(prompt.text)
-        or not probed.text.startswith(prompt.text)
-    ):
-        return set()
-    head = last.text[len(prompt.text) : own[0]]
-    at = probed.text.find(_OWN_WORD, len(prompt.text))
-    content = probed.text.find("Answer one.", at)
-    if at < 0 or content < 0 or not head.strip():
-        return set()
-    around = probed.text[len(prompt.text) : at] + probed.text[at + len(_OWN_WORD) : content]
-    return {head} if "".join(around.split()) == "".join(head.split()) else set()
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def _same_turn(text: str, start: int, turn: str, empty_reasoning: Sequence[str]) -> int | None:
+    """How much longer the head of the turn is in text[start:] than in `turn`, which an empty reasoning block more or
+    less does not make another turn; None where the two differ in more."""
+    heads = ["", *(head for head in empty_reasoning if turn.startswith(head))]
+    for head in reversed(heads):
+        for there in (head, "", *empty_reasoning):
+            if text.startswith(there + turn[len(head) :], start):
+                return len(there) - len(head)
+    return None
 
 
 def _refused(index: int, reason: str) -> Turn:
     return Turn(index, Verdict.REFUSED, 0, 0, None, None, -1, reason)
 
 
-def _own_range(trace: Trace, index: int) -> tuple[int, int] | None:
-    """From the first to the last character of the message's own text, None when it shows none."""
+def _own_range(trace: Trace, index: int, until_others: bool = False) -> tuple[int, int] | None:
+    """From the first to the last character of the message's own text, None when it shows none. `until_others`: up to
+    the first text of another message after it (a tool's answer may name the function that the turn called)."""
     first = last = None
     for entry in trace.origins:
         leaf = trace.leaf(entry)
-        if leaf is not None and leaf.message == index:
+        if leaf is None:
+            continue
+        if leaf.message == index:
             first = entry[0] if first is None else first
             last = entry[1]
+        elif until_others and first is not None:
+            break
     return None if first is None or last is None else (first, last)
 
 
