@@ -370,9 +370,7 @@ class Sampling:
         """Is this an opening and a closing marker, with at most literal words between them?"""
         text = text.strip()
         found = self._markers(text)
-        return (
-            len(found) == 2 and found[0][0] == 0 and found[1][1] == len(text) and found[0][2] != found[1][2]
-        )
+        return len(found) == 2 and found[0][0] == 0 and found[1][1] == len(text) and found[0][2] != found[1][2]
 
     def _markers(self, text: str) -> list[tuple[int, int, str]]:
         """Control tokens, or what looks like them where the tokenizer knows none."""
