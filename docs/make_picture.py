@@ -15,7 +15,7 @@ from maskpipe import demo_data, pipeline
 from maskpipe.explain import explain, show
 from maskpipe.recipe import Recipe
 
-ROW = 24
+ROW = 7
 
 
 def main() -> None:
