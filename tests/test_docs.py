@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,10 @@ def test_examples_print_what_the_page_says(name: str, tmp_path: Path) -> None:
     examples = EXAMPLE.findall((ROOT / name).read_text(encoding="utf-8"))
     assert examples
     for code, output in examples:
-        ran = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
-        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stderr
         assert ran.stdout == output
 
 
