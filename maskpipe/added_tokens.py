@@ -23,8 +23,12 @@ import tokenizers
 from maskpipe import _core
 from maskpipe.vocabulary import AddedToken, Lead
 
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-"""Characters with the Unicode property White_Space: what lstrip and rstrip tokens swallow."""
+WHITE_SPACE = frozenset(
+    character.encode()
+    for character in "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+)
+"""Characters with the Unicode property White_Space, in UTF-8: what lstrip and rstrip tokens swallow."""
 
 
 class Occurrence(NamedTuple):
@@ -194,12 +198,9 @@ def _choose(
         stop = start + patterns.sizes[strings[i]]
         if start < at or stop > end:
             continue
-        alone = not token.single_word or not (_ends_in_word(raw[begin:start]) or _begins_with_word(raw[stop:end]))
-        left, right = start, stop
-        if token.lstrip:
-            left = begin + len(raw[begin:start].decode().rstrip(WHITE_SPACE).encode())
-        if token.rstrip:
-            right = end - len(raw[stop:end].decode().lstrip(WHITE_SPACE).encode())
+        alone = not token.single_word or not (_word_before(raw, begin, start) or _word_after(raw, stop, end))
+        left = _space_before(raw, begin, start) if token.lstrip else start
+        right = _space_after(raw, stop, end) if token.rstrip else stop
         occurrence = Occurrence(max(left, taken), max(right, taken), start, stop, token)
         if judge is not None and not judge(occurrence):
             if alone and stop > reported:
@@ -212,12 +213,26 @@ def _choose(
             found.accepted.append(occurrence)
 
 
-def _ends_in_word(before: bytes) -> bool:
-    return bool(before) and _is_word(before[-4:].decode(errors="ignore")[-1])
+def _space_before(raw: bytes, begin: int, at: int) -> int:
+    """Where the whitespace that ends at `at` begins."""
+    while size := next((n for n in (1, 2, 3) if at - n >= begin and raw[at - n : at] in WHITE_SPACE), 0):
+        at -= size
+    return at
 
 
-def _begins_with_word(after: bytes) -> bool:
-    return bool(after) and _is_word(after[:4].decode(errors="ignore")[0])
+def _space_after(raw: bytes, at: int, end: int) -> int:
+    """Where the whitespace that begins at `at` ends."""
+    while size := next((n for n in (1, 2, 3) if at + n <= end and raw[at : at + n] in WHITE_SPACE), 0):
+        at += size
+    return at
+
+
+def _word_before(raw: bytes, begin: int, at: int) -> bool:
+    return at > begin and _is_word(raw[max(begin, at - 4) : at].decode(errors="ignore")[-1])
+
+
+def _word_after(raw: bytes, at: int, end: int) -> bool:
+    return at < end and _is_word(raw[at : min(end, at + 4)].decode(errors="ignore")[0])
 
 
 def _is_word(character: str) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
@@ -594,7 +595,8 @@ class Tokenizer:
             alone = scan.find(start, cut, lead, owned).accepted if scan.may_hold(start, cut) else []
             prompt = self._window(raw, start, cut, alone, lead)
             after = token + len(prompt)
-            if np.array_equal(ids[token:after], prompt) and (not len(prompt) or ends[after - 1] == cut):
+            same = after <= len(ids) and bool((ids[token:after] == prompt).all())
+            if same and (after == token or ends[after - 1] == cut):
                 continue
             head = self._encode_range(raw, start, cut, alone, lead, owned, counts)
             following = scan.find(cut, len(raw), "cut", owned).accepted
@@ -663,10 +665,15 @@ def _in_bytes(text: str, raw: bytes, content: Content, cuts: Sequence[int]) -> t
 
 
 def _in_characters(text: str, raw: bytes, occurrences: list[Occurrence]) -> list[tuple[int, int, str]]:
-    def position(byte: int) -> int:
-        return byte if len(raw) == len(text) else len(raw[:byte].decode())
-
-    return [(position(o.core_start), position(o.core_end), o.token.content) for o in occurrences]
+    """(start, end, token), characters; the occurrences ascend by their core."""
+    out = []
+    byte = character = 0
+    for occurrence in occurrences:
+        character += len(raw[byte : occurrence.core_start].decode())
+        byte = occurrence.core_start
+        size = len(raw[byte : occurrence.core_end].decode())
+        out.append((character, character + size, occurrence.token.content))
+    return out
 
 
 def _added_token(entry: Any) -> tokenizers.AddedToken:
@@ -683,21 +690,34 @@ def _flags(token: tokenizers.AddedToken) -> tuple[str, bool, bool, bool, bool, b
     return token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
 
 
+STABLE_RUN = re.compile("[\\x00-\u02ff]+(?=[\\x00-\u02ff])|[\\x00-\u02ff]+\\Z")
+"""Characters that NFC leaves alone, up to the last one that what follows could join."""
+
+
 def nfc_groups(text: str) -> list[tuple[str, str]]:
-    """(text, NFC of it) of the smallest groups of characters that can be normalised one by one."""
+    """(text, NFC of it) of small groups of characters that can be normalised one by one."""
     groups: list[tuple[str, str]] = []
-    group = ""
-    normal = ""
-    for character in text:
+    at = 0
+    for run in STABLE_RUN.finditer(text):
+        groups += _small_groups(text[at : run.start()])
+        groups.append((run[0], run[0]))
+        at = run.end()
+    return groups + _small_groups(text[at:])
+
+
+def _small_groups(text: str) -> list[tuple[str, str]]:
+    groups: list[tuple[str, str]] = []
+    begin = 0
+    for at, character in enumerate(text):
         alone = unicodedata.normalize("NFC", character)
-        starts_anew = not unicodedata.combining(character) and not unicodedata.combining(alone[0])
-        if group and starts_anew and unicodedata.normalize("NFC", group + character) == normal + alone:
-            groups.append((group, normal))
-            group = ""
-        group += character
-        normal = alone if group == character else unicodedata.normalize("NFC", group)
-    if group:
-        groups.append((group, normal))
+        if at == begin or unicodedata.combining(character) or unicodedata.combining(alone[0]):
+            continue
+        normal = unicodedata.normalize("NFC", text[begin:at])
+        if unicodedata.normalize("NFC", text[begin : at + 1]) == normal + alone:
+            groups.append((text[begin:at], normal))
+            begin = at
+    if begin < len(text):
+        groups.append((text[begin:], unicodedata.normalize("NFC", text[begin:])))
     return groups
 
 

@@ -438,7 +438,9 @@ def cut_slowly(name: str, text: str, cuts: list[int]) -> tuple[list[int], list[i
     cut_before = []
     for cut in sorted(set(cuts) - {0, len(text)}):
         prompt, _ = encode(since, cut)
-        if tail[: len(prompt)] == prompt and (not prompt or tail_ends[len(prompt) - 1] == cut - since):
+        # The library's offsets of rewritten text miss a character; elsewhere a token that spans the cut is no prefix.
+        prefix = tail[: len(prompt)] == prompt
+        if prefix and (not prompt or name == "byte_level_nfc" or tail_ends[len(prompt) - 1] == cut - since):
             continue
         fixed += prompt
         since = cut
