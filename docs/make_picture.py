@@ -1,6 +1,6 @@
 """Makes docs/explain.svg, the picture of the README: what `maskpipe explain` shows, as SVG.
 
-    python docs/make_picture.py
+python docs/make_picture.py
 """
 
 from __future__ import annotations

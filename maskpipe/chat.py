@@ -403,7 +403,7 @@ def _message(
         elif key == content_key and not calls:
             message["content"] = value
         elif key == content_key:
-            message["content"] = None
+            message["content"] = ""
             message["tool_calls"] = _sharegpt_calls(value, (*path, key))
         elif key == "function_call" and role == "assistant":
             if value is None:
@@ -607,7 +607,7 @@ def _unwrap_parts(message: dict[str, Json], parts: list[Json], path: Path) -> No
     if len(texts) == 1 and isinstance(texts[0], dict):
         message["content"] = texts[0]["text"]
     else:
-        message["content"] = texts or (None if calls else "")
+        message["content"] = texts or ""
     if reasoning:
         message["reasoning_content"] = reasoning[0]
     if calls:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,8 +136,9 @@ class Encoder:
     def _chat(self, record: Conversation, out: Encoded) -> list[Document]:
         if self.recipe.objective == "preference":
             raise UsageError("objective='preference' is not available yet; use 'sft' or 'pretrain'")
+        messages = _shown(record.messages, self.recipe)
         wrapped = wrap(
-            record.messages,
+            messages,
             tools=record.tools,
             documents=record.documents,
             kwargs={**self.recipe.chat_template_kwargs, **record.chat_template_kwargs},
@@ -144,7 +146,7 @@ class Encoder:
         try:
             whole = self.template.engine.trace(wrapped)
         except TemplateError as error:
-            raise RecordError(str(error), reason="template_error") from None
+            raise RecordError(f"{error}{_hint(messages)}", reason="template_error") from None
         turns = out.turns = self.template.sampling.turns(wrapped, whole)
         unshown = self._judge_losses(wrapped, whole, out)
         turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
@@ -196,7 +198,7 @@ class Encoder:
             else:
                 raise RecordError(
                     f"the chat template loses content: {lost}. Use a template that shows it, or accept the loss with "
-                    "--on-content-lost count",
+                    f"--on-content-lost count{_hint(wrapped.raw['messages'])}",
                     reason="content_lost",
                 )
         return unshown
@@ -371,6 +373,29 @@ class Encoder:
         if not kept:
             raise RecordError("no token of the record gets loss under this recipe", reason="nothing_to_train")
         return kept
+
+
+def _shown(messages: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
+    """The messages as the template is to see them."""
+    out = []
+    for message in messages:
+        content = message.get("content")
+        if content is None and "content" in message and recipe.null_content == "empty":
+            message = {**message, "content": ""}
+        elif isinstance(content, list) and recipe.content_parts == "join":
+            message = {**message, "content": "".join(part["text"] for part in content)}
+        out.append(message)
+    return out
+
+
+def _hint(messages: list[dict[str, Any]]) -> str:
+    """What may help a template that cannot take these messages."""
+    for number, message in enumerate(messages):
+        if message.get("content", "") is None:
+            return f". Message {number} has null content; --null-content empty shows it as an empty text"
+        if isinstance(message.get("content"), list):
+            return f". Message {number} has a list of text parts; --content-parts join makes it one text"
+    return ""
 
 
 _UNSHOWN = "the template does not show its reasoning"

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 import maskpipe
@@ -34,7 +33,7 @@ from maskpipe.pack import plan
 from maskpipe.partitions import ShardPlan, Stage, plan_shards
 from maskpipe.pool import Pool, count_workers
 from maskpipe.recipe import Recipe
-from maskpipe.records import Mapped, add_records, map_chunk
+from maskpipe.records import Mapped, add_records, map_chunk, new_batch
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
 from maskpipe.shards.writer import create_directory, publish, write_shard
 from maskpipe.sources import Sources, open_sources
@@ -143,7 +142,7 @@ def dry_run(
     begun = time.monotonic()
     recipe, tokenizer, encoder = _resolve(recipe, tokenizer)
     findings = check_fit(encoder)
-    total = Mapped(np.zeros(0, np.int64), "", 0, 0, 0)
+    total = new_batch()
     lengths: list[int] = []
     ended = True
     for chunk in open_sources(source, recipe, split=split).chunks():

@@ -49,6 +49,13 @@ class Recipe:
     on_content_lost: Literal["refuse", "count"] = "refuse"
     """Content, tool calls or tool definitions that the template drops, or prints as Python repr."""
 
+    null_content: Literal["keep", "empty"] = "keep"
+    """Null content beside tool calls: shown to the template as it is, or as an empty text, for templates that cannot
+    take null."""
+    content_parts: Literal["keep", "join"] = "keep"
+    """Content that is a list of text parts: shown to the template as it is, or joined to one text, for templates that
+    print lists as Python repr."""
+
     control_tokens_in_content: Literal["text", "refuse", "keep"] = "text"
     """Control-token text inside content: encoded as ordinary text, refused, or kept as the control token."""
     control_tokens_allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -142,6 +149,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "on_history_rewrite": ("split", "last", "accept", "refuse"),
     "sampled_text": ("template", "verbatim"),
     "on_content_lost": ("refuse", "count"),
+    "null_content": ("keep", "empty"),
+    "content_parts": ("keep", "join"),
     "control_tokens_in_content": ("text", "refuse", "keep"),
     "tokenizer_backend": ("auto", "tokenizers"),
     "on_too_long": ("refuse", "drop", "truncate", "split"),

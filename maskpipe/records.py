@@ -43,9 +43,14 @@ class Mapped:
     runs: int = 0
 
 
+def new_batch(stage: str = "", size: int = 0) -> Mapped:
+    """Nothing yet, of a chunk of this many bytes."""
+    return Mapped(np.zeros(0, np.int64), stage, 0, 0, size)
+
+
 def map_chunk(encoder: Encoder, chunk: Chunk, stage: str, proof: int | None) -> Mapped:
     """The records of one chunk; their documents are written to the new file `stage`."""
-    out = Mapped(np.zeros(0, np.int64), stage, 0, 0, len(chunk.payload))
+    out = new_batch(stage, len(chunk.payload))
     lengths: list[int] = []
     with pa.OSFile(stage, "wb") as file, pa.ipc.new_file(file, DOCUMENT_SCHEMA) as writer:
         add_records(encoder, chunk, out, lengths, writer, None, proof)

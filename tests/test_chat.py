@@ -236,7 +236,7 @@ def test_sharegpt_tool_turns() -> None:
     assert [message["role"] for message in read.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert read.messages[2] == {
         "role": "assistant",
-        "content": None,
+        "content": "",
         "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": None}}}],
     }
     assert read.tools == [{"name": "f"}]
@@ -251,7 +251,7 @@ def test_parts_with_a_value_become_content_reasoning_and_calls() -> None:
         {"type": "tool_call", "value": '{"name": "g", "arguments": {"x": 1.0}}'},
     ]
     read = chat({"messages": [{"role": "assistant", "content": parts}, {"role": "user", "content": [TEXT]}]})
-    assert read.messages[0]["content"] is None
+    assert read.messages[0]["content"] == ""
     assert read.messages[0]["reasoning_content"] == "hm"
     assert [call["function"]["name"] for call in read.messages[0]["tool_calls"]] == ["f", "g"]
     assert read.messages[1] == {"role": "user", "content": "t"}
@@ -435,3 +435,11 @@ def test_any_json_value_is_read_or_refused_and_never_crashes(record: Any) -> Non
         assert error.reason != "bad_record"
     else:
         assert isinstance(read, Conversation | Text)
+
+
+def test_a_sharegpt_call_has_empty_content_since_that_format_knows_no_null() -> None:
+    """Templates that look for text inside the content take an empty text; many fail on null."""
+    record = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f"}'}]}
+    conversation = read_record(record, Recipe())
+    assert isinstance(conversation, Conversation)
+    assert conversation.messages[1]["content"] == ""
