@@ -16,7 +16,7 @@ import json
 import os
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -580,9 +580,7 @@ class Tokenizer:
             if not 0 < cut < len(raw):
                 continue
             _, ids, ends, occurrences, tokens, _ = whole
-            before = len(occurrences)
-            while before and occurrences[before - 1].end > cut:
-                before -= 1
+            before = bisect_right(occurrences, cut, key=lambda occurrence: occurrence.end)
             lead: Lead
             if before and tokens[before - 1] >= since_token:
                 last = occurrences[before - 1]
@@ -655,8 +653,9 @@ def _in_bytes(text: str, raw: bytes, content: Content, cuts: Sequence[int]) -> t
     if flat != sorted(flat) or (flat and (flat[0] < 0 or flat[-1] > len(text))):
         raise UsageError(f"content ranges overlap, are reversed or leave the text of {len(text)} characters")
     places = list(cuts)
-    if places != sorted(places) or (places and (places[0] < 0 or places[-1] > len(text))):
-        raise UsageError(f"cuts {places} do not ascend or leave the text of {len(text)} characters")
+    for before, cut in zip([0, *places], places, strict=False):
+        if not before <= cut <= len(text):
+            raise UsageError(f"cuts must ascend inside the text of {len(text)} characters; got {cut} after {before}")
     if len(raw) != len(text):
         flat = _core.char_to_byte(raw, np.array(flat, np.int64)).tolist()
         places = _core.char_to_byte(raw, np.array(places, np.int64)).tolist()
