@@ -15,7 +15,8 @@ TOKENIZER = Tokenizer.load(demo_data.tokenizer())
 FRAGILE = (
     "{% for m in messages %}<|turn|>{{ m.role }}\n"
     "{% if '<think>' in m.content %}!{% endif %}{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|done|>\n{% endfor %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|done|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 )
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
