@@ -18,9 +18,8 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 Strings::Strings(const std::vector<std::string>& strings) {
   std::vector<std::int32_t> order(strings.size());
   std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return strings[to_size(a)] < strings[to_size(b)];
-  });
+  std::sort(order.begin(), order.end(),
+            [&](std::int32_t a, std::int32_t b) { return strings[to_size(a)] < strings[to_size(b)]; });
   for (std::size_t i = 0; i < order.size(); ++i) {
     const std::string& string = strings[to_size(order[i])];
     if (string.empty()) throw std::invalid_argument("string " + std::to_string(order[i]) + " is empty");
@@ -124,7 +123,8 @@ TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table,
     if (!known_tokens) continue;
     const std::int32_t token = occurrences.tokens[o];
     if (token <= token_before || to_size(token) >= ids.size() || ids[to_size(token)] != occurrences.ids[o]) {
-      throw std::invalid_argument("the token of occurrence " + std::to_string(o) + " is out of order or has another id");
+      throw std::invalid_argument("the token of occurrence " + std::to_string(o) +
+                                  " is out of order or has another id");
     }
     token_before = token;
   }

@@ -33,9 +33,9 @@ class Strings {
     std::int32_t edges = 0;
     std::int32_t string = -1;  // the pattern that ends here, or -1
   };
-  std::vector<Node> nodes_;                  // breadth first; a node's edges are contiguous and sorted by byte
-  std::vector<std::uint8_t> bytes_;          // [nodes] the byte that leads to the node
-  std::array<std::int32_t, 256> roots_{};    // child of the root per first byte, or -1
+  std::vector<Node> nodes_;                // breadth first; a node's edges are contiguous and sorted by byte
+  std::vector<std::uint8_t> bytes_;        // [nodes] the byte that leads to the node
+  std::array<std::int32_t, 256> roots_{};  // child of the root per first byte, or -1
 };
 
 // The bytes that each id stands for, as the model prints it. Immutable, checked once.

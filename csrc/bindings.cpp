@@ -249,13 +249,13 @@ void bind_align(py::module_& m) {
                                                 view<std::int32_t>(occurrence_ids, "occurrence_ids"),
                                                 view<std::int32_t>(known_tokens, "known_tokens")};
         const std::string_view in = text, mark = space_mark;
-        maskpipe::TokenEnds out = without_gil(
-            [&] { return maskpipe::token_ends(tokens, table, in, occurrences, prefix_space, mark); });
+        maskpipe::TokenEnds out =
+            without_gil([&] { return maskpipe::token_ends(tokens, table, in, occurrences, prefix_space, mark); });
         return ends_type(to_numpy(std::move(out.ends)), to_numpy(std::move(out.occurrence_tokens)),
                          to_numpy(std::move(out.stray)), to_numpy(std::move(out.failed)), out.marks, out.in_step);
       },
-      "ids"_a, "table"_a, "text"_a, "starts"_a, "ends"_a, "occurrence_ids"_a, "known_tokens"_a,
-      "prefix_space"_a, "space_mark"_a);
+      "ids"_a, "table"_a, "text"_a, "starts"_a, "ends"_a, "occurrence_ids"_a, "known_tokens"_a, "prefix_space"_a,
+      "space_mark"_a);
   m.def(
       "align_facts",
       [](const py::object& token_ends, const py::object& span_ends) {
