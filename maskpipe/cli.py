@@ -227,6 +227,9 @@ def export(
         Literal["hf"],
         Parameter(group=_INPUT, help="hf: Parquet with input_ids, labels, position_ids and seq_lengths."),
     ] = "hf",
+    ignore_weights: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="Leave out source weights other than 0 and 1, and count them.")
+    ] = False,
     format: FormatFlag = "human",
 ) -> int:
     """Write a dataset in a form for trainers that know nothing of maskpipe.
@@ -235,7 +238,7 @@ def export(
     """
     from maskpipe import export as exporting
 
-    made = exporting.export(out, destination, to=to)
+    made = exporting.export(out, destination, to=to, ignore_weights=ignore_weights)
     _print(made.to_dict() if format == "json" else str(made))
     return CLEAN
 

@@ -12,7 +12,7 @@ from maskpipe.explain import explain, show
 from maskpipe.recipe import Recipe
 
 SEQUENCE_LENGTH = 1024
-ROW = 1
+ROW = 7
 """The conversation that is explained."""
 
 
@@ -40,7 +40,7 @@ def run(out: Path, console: Console) -> None:
     for line in (
         f"maskpipe stats {_q(out)}",
         f"maskpipe verify {_q(out)}",
-        f"maskpipe explain {_q(chats)} --row 12 --tokenizer {_q(out)} --recipe {_q(out / 'recipe.yaml')}",
+        f"maskpipe explain {_q(chats)} --row 26 --tokenizer {_q(out)} --recipe {_q(out / 'recipe.yaml')}",
         "maskpipe prepare YOUR.jsonl YOUR-OUT --tokenizer DIRECTORY --dry-run",
     ):
         console.print(f"  {line}", soft_wrap=True)

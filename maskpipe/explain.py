@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text as Shown
@@ -81,8 +82,8 @@ class Why(IntEnum):
 
 WORDS = {
     Why.CONTENT: "assistant content",
-    Why.REASONING: "assistant reasoning",
-    Why.TOOL_CALL: "assistant tool call",
+    Why.REASONING: "assistant reasoning, with its markup",
+    Why.TOOL_CALL: "assistant tool call, with its markup",
     Why.STOP: "stop token: the turn ends here",
     Why.WRAPPER: "assistant markup: the model writes it itself",
     Why.EMPTY_REASONING_TRAINED: "empty reasoning added by the template, trained because of train_on_empty_reasoning",
@@ -144,7 +145,6 @@ def _gets_loss(document: Document, policy: Policy) -> npt.NDArray[np.uint8]:
         (Part.SCAFFOLD, Why.WRAPPER),
     ):
         out[assistant & (parts == part)] = why
-    out[assistant & (document.part_ids == Part.SCAFFOLD)] = Why.WRAPPER
     out[document.flags & Flag.EMPTY_REASONING > 0] = Why.EMPTY_REASONING_TRAINED
     return out.astype(np.uint8)
 
@@ -324,7 +324,8 @@ class Explanation:
                 {
                     "position": k,
                     "id": int(document.input_ids[k]),
-                    "text": texts[k],
+                    "text": texts[k][0],
+                    "piece": texts[k][1],
                     "role": Role(document.role_ids[k]).name.lower(),
                     "part": Part(document.part_ids[k]).name.lower(),
                     "message": int(document.message_ids[k]),
@@ -433,13 +434,12 @@ def _visible_character(character: str) -> str:
     return f"<U+{code:04X}>"
 
 
-def token_texts(ids: npt.NDArray[np.int32], tokenizer: Tokenizer) -> list[str]:
-    """The text of each token. Where several make one character, each shows it with its place: "語 1/3"."""
-    out: list[str] = []
+def token_texts(ids: npt.NDArray[np.int32], tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """The text of each token, and "". Tokens with parts of characters share a text, with their place in it: "1/3"."""
+    out: list[tuple[str, str]] = []
     for start, stop in characters(ids, tokenizer):
-        text = tokenizer.decode(ids[start:stop])
-        size = stop - start
-        out += [text] if size == 1 else [f"{text} {k + 1}/{size}" for k in range(size)]
+        text, size = tokenizer.decode(ids[start:stop]), stop - start
+        out += [(text, f"{k + 1}/{size}" if size > 1 else "") for k in range(size)]
     return out
 
 
@@ -482,11 +482,12 @@ LONG = 2000
 
 def show(explanation: Explanation, console: Console, *, tokens: bool = False, full: bool = False) -> None:
     """Prints an explanation. tokens: one line per position instead of one per run; full: long stretches uncut."""
-    for part in _parts(explanation, tokens, full, plain=not console.is_terminal or console.no_color):
-        console.print(part, soft_wrap=not isinstance(part, Table))
+    for part in _parts(explanation, tokens, full, console.width, not console.is_terminal or console.no_color):
+        ended = isinstance(part, Shown) and part.plain.endswith("\n")
+        console.print(part, soft_wrap=not isinstance(part, Table), end="" if ended else "\n")
 
 
-def _parts(e: Explanation, tokens: bool, full: bool, plain: bool) -> Iterator[RenderableType]:
+def _parts(e: Explanation, tokens: bool, full: bool, width: int, plain: bool) -> Iterator[RenderableType]:
     yield _headline(e)
     yield ""
     if e.turns:
@@ -503,7 +504,7 @@ def _parts(e: Explanation, tokens: bool, full: bool, plain: bool) -> Iterator[Re
         yield ""
         yield _flow(document, e, full)
         yield ""
-        yield _token_table(document, e) if tokens else _run_table(document, e)
+        yield _token_table(document, e, width) if tokens else _run_table(document, e, width)
         yield ""
     yield from _notes(e)
 
@@ -559,6 +560,7 @@ def _legend(e: Explanation, plain: bool) -> Shown:
         out.append("  ")
     out.append(f"{OPEN}trained{CLOSE}", style="bold underline")
     out.append(f"  {_LINE_BREAK} line break" + ("" if plain else "  inverse: control token"))
+    out.append("\neach token is predicted from those before it; its loss says whether that is trained", style="dim")
     return out
 
 
@@ -608,10 +610,17 @@ def _readable(text: str, full: bool) -> str:
 
 
 def _quoted(text: str, width: int) -> str:
-    shown = visible(text)
-    if len(shown) > width:
-        shown = f"{shown[: width - width // 3 - 1]}…{shown[-(width // 3) :]}"
+    """The visible text in quotes, its middle left out where it is wider than `width` cells of a terminal."""
+    size = width - 2
+    shown = visible(text[: 2 * size] + text[-size:]) if len(text) > 4 * size else visible(text)
+    if len(text) > 4 * size or cell_len(shown) > size:
+        tail = set_cell_size(shown[::-1], size // 3)[::-1].lstrip()
+        shown = f"{set_cell_size(shown, size - 1 - cell_len(tail)).rstrip()}…{tail}"
     return f'"{shown}"'
+
+
+def _token(text: tuple[str, str], width: int) -> str:
+    return f"{_quoted(text[0], width)} {text[1]}".rstrip()
 
 
 def _loss_cell(in_loss: bool) -> Shown:
@@ -631,20 +640,30 @@ def _why_cell(document: Document, e: Explanation, position: int, why: Why) -> st
 
 
 def _runs(why: npt.NDArray[np.uint8], messages: npt.NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-    """Stretches [start, stop) of one reason in one message."""
+    """Stretches [start, stop) of one reason in one message. Template text inside tool definitions goes with them."""
     edges = np.flatnonzero((np.diff(why) != 0) | (np.diff(messages) != 0)) + 1
-    yield from itertools.pairwise([0, *edges.tolist(), len(why)])
+    runs = list(itertools.pairwise([0, *edges.tolist(), len(why)]))
+    start = None
+    for k, (first, stop) in enumerate(runs):
+        start = first if start is None else start
+        here = int(why[first])
+        after = [int(why[first]) for first, _ in runs[k + 1 : k + 3]]
+        inside = here == Why.CONTEXT and after == [Why.TEMPLATE, Why.CONTEXT]
+        if not inside and not (here == Why.TEMPLATE and why[start] == Why.CONTEXT):
+            yield start, stop
+            start = None
 
 
-def _run_table(document: Document, e: Explanation) -> Table:
+def _run_table(document: Document, e: Explanation, width: int) -> Table:
     """The article's table, one line per run of targets with one reason."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("targets", justify="right", header_style="dim", no_wrap=True)
     table.add_column("tokens", justify="right", header_style="dim", no_wrap=True)
     table.add_column("role", header_style="dim", no_wrap=True)
-    table.add_column("true next tokens", header_style="dim", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("true next tokens", header_style="dim", no_wrap=True)
     table.add_column("loss", header_style="dim", no_wrap=True)
-    table.add_column("why", header_style="dim", ratio=1)
+    table.add_column("why", header_style="dim")
+    room = max(16, min(48, (width - 37) // 2 - 4))
     why = reasons(document, e.policy)
     for start, stop in _runs(why, document.message_ids):
         role = Role(document.role_ids[start])
@@ -655,7 +674,7 @@ def _run_table(document: Document, e: Explanation) -> Table:
             f"{stop - start:,}",
             Shown(role.name.lower(), style=style),
             Shown(
-                _quoted(e.tokenizer.decode(document.input_ids[start:stop]), 46),
+                _quoted(e.tokenizer.decode(document.input_ids[start:stop]), room),
                 style=f"{style} bold underline" if in_loss else f"{style} dim",
             ),
             _loss_cell(in_loss),
@@ -664,23 +683,25 @@ def _run_table(document: Document, e: Explanation) -> Table:
     return table
 
 
-def _token_table(document: Document, e: Explanation) -> Table:
+def _token_table(document: Document, e: Explanation, width: int) -> Table:
     """The article's table, one line per position."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("position", justify="right", header_style="dim", no_wrap=True)
     table.add_column("input token", header_style="dim", no_wrap=True)
     table.add_column("true next token", header_style="dim", no_wrap=True)
     table.add_column("loss", header_style="dim", no_wrap=True)
-    table.add_column("why", header_style="dim", ratio=1)
+    table.add_column("why", header_style="dim")
+    room = max(12, min(24, (width - 38) // 4))
     texts = token_texts(document.input_ids, e.tokenizer)
     for row in prediction_table(document, policy=e.policy).rows:
         k = row.position
         style = _STYLES[Role(document.role_ids[k + 1])]
         table.add_row(
             str(k),
-            Shown(f"{row.input_id} {_quoted(texts[k], 24)}", style=_STYLES[Role(document.role_ids[k])]),
+            Shown(f"{row.input_id} {_token(texts[k], room)}", style=_STYLES[Role(document.role_ids[k])]),
             Shown(
-                f"{row.next_id} {_quoted(texts[k + 1], 24)}", style=f"{style} bold underline" if row.in_loss else style
+                f"{row.next_id} {_token(texts[k + 1], room)}",
+                style=f"{style} bold underline" if row.in_loss else style,
             ),
             _loss_cell(row.in_loss),
             visible(_why_cell(document, e, k + 1, row.why)),
