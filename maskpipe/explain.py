@@ -526,7 +526,7 @@ def _headline(e: Explanation) -> Shown:
     if e.documents:
         many = len(e.documents)
         out.append(
-            f"\n{made:,} tokens in {many} document{'s' * (many != 1)}, {trained:,} with loss ({trained / made:.1%})",
+            f"\n{made:,} tokens in {many} document{'s' * (many != 1)}, {trained:,} with loss ({100 * trained / made:.1f} %)",
             style="not bold",
         )
     return out
@@ -548,8 +548,20 @@ def _turn_table(e: Explanation) -> Table:
 def _refusal(error: RecordError) -> Shown:
     out = Shown("refused  ", style="bold red")
     out.append(visible(str(error)), style="default not bold")
+    if error.reason in _ADVICE:
+        out.append(f"\nto do    {_ADVICE[error.reason]}", style="default not bold")
     out.append(f"\nreason   {error.reason}: what rejects.jsonl lists and the summary counts", style="dim not bold")
     return out
+
+
+_ADVICE = {
+    "template_error": "the template itself raises this, at inference too. Give the messages as it expects them (order of "
+    "roles, content that is not null), or use another template: --chat-template FILE",
+    "turns_refused": "the turns above say why. A recipe may decide otherwise: --on-history-rewrite accept trains a turn "
+    "where it stands, --sampled-text verbatim takes the message's own text",
+    "nothing_to_train": "look at --train-on, at weights in the data, and at --sequence-length",
+}
+"""What to do where the message itself does not say."""
 
 
 def _legend(e: Explanation, plain: bool) -> Shown:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
 import json
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from maskpipe import recipe
 from maskpipe.errors import UsageError
 from maskpipe.recipe import Recipe
 
@@ -35,8 +34,8 @@ _GROUP = Group("Recipe", help="What decides the bytes of the dataset. Every flag
 
 def descriptions() -> dict[str, str]:
     """Field of Recipe → its docstring, on one line."""
-    (cls,) = ast.parse(textwrap.dedent(inspect.getsource(Recipe))).body
-    assert isinstance(cls, ast.ClassDef)
+    tree = ast.parse(Path(recipe.__file__).read_bytes())
+    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Recipe")
     out: dict[str, str] = {}
     name = ""
     for node in cls.body:
@@ -105,11 +104,11 @@ def resolve(flags: RecipeFlags | None, path: Path | None = None, **defaults: Any
         elif field.name == "train_on":
             given = [word.strip() for entry in given for word in entry.split("+")]
         values[field.name] = given
-    recipe = Recipe.from_dict(values)
+    resolved = Recipe.from_dict(values)
     from maskpipe.policy import Policy
 
-    Policy.of(recipe)  # a selector that is none is said here, before anything is read
-    return recipe
+    Policy.of(resolved)  # a selector that is none is said here, before anything is read
+    return resolved
 
 
 def _mapping(name: str, entries: list[str]) -> Mapping[str, Any]:

@@ -92,7 +92,7 @@ def show(stats: Stats, console: Console) -> None:
         style="bold",
     )
     console.print(
-        f"{v['documents']:,} documents, {v['documents_per_sequence']:.1f} per sequence; fill {v['fill']:.1%}\n",
+        f"{v['documents']:,} documents, {v['documents_per_sequence']:.1f} per sequence; fill {_percent(v['tokens'], v['tokens'] + v['padding'])}\n",
         soft_wrap=True,
     )
     console.print(_kinds(v))

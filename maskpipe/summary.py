@@ -52,8 +52,8 @@ def of_dataset(prepared: Prepared) -> str:
 def of_trial(trial: Trial) -> str:
     """The summary of a dry run."""
     size = _projected_bytes(trial)
-    share = f"{trial.loss_tokens / trial.tokens:.1%}" if trial.tokens else "-"
-    fill = f"{trial.tokens / (trial.sequences * trial.sequence_length):.1%}" if trial.sequences else "-"
+    share = _percent(trial.loss_tokens, trial.tokens)
+    fill = _percent(trial.tokens, trial.sequences * trial.sequence_length)
     whole = "all records" if trial.ended else "the first records; more follow"
     lines = [
         f"dry run   {trial.records:,} record{_s(trial.records)} ({whole}): {trial.kept:,} kept -> {trial.documents:,} "
@@ -173,7 +173,10 @@ def _packing_line(totals: Counts, manifest: Manifest, counts: Mapping[str, int])
     per = totals.fragments / totals.sequences if totals.sequences else 0.0
     pieces = totals.fragments - totals.documents
     cut = f"   {pieces:,} pieces of cut documents" if pieces else ""
-    return f"packing   fill {totals.fill:.1%}   {per:.1f} documents per sequence{cut}" + _cut_and_dropped(counts)
+    return (
+        f"packing   fill {_percent(totals.n_tokens, totals.n_tokens + totals.padding)}   {per:.1f} documents per sequence{cut}"
+        + _cut_and_dropped(counts)
+    )
 
 
 def _cut_and_dropped(counts: Mapping[str, int]) -> str:
@@ -225,7 +228,7 @@ def _reject_lines(records: int, rejected: Mapping[str, int], examples: list[dict
     for reason, n in sorted(rejected.items(), key=lambda item: (-item[1], item[0])):
         first = next((entry["message"] for entry in examples if entry["reason"] == reason), "")
         lines.append(f"          {n:,} {reason}" + (f", first: {_one_line(first)}" if first else ""))
-    return lines
+    return [*lines, "          maskpipe explain SOURCE --row N --tokenizer T says more about one"]
 
 
 def _dropped_lines(manifest: Manifest, path: Path) -> list[str]:
