@@ -44,6 +44,7 @@ app = App(
     help_format="plaintext",
     help_epilogue="Exit codes: 0 clean, 1 findings, 2 could not run, 130 interrupted.",
     version=_version,
+    suppress_keyboard_interrupt=False,
 )
 recipe_app = App(name="recipe", help="Show what a recipe resolves to, and which keys there are.", sort_key=8)
 app.command(recipe_app)
@@ -349,10 +350,16 @@ def _print(value: Any) -> None:
     print(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
 
 
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """Who reads our output has seen enough: no finding, so not exit code 1, which is what rich would make of it."""
+        raise BrokenPipeError
+
+
 def _stdout() -> Console:
     """A console for results: as wide as the terminal, 120 columns where there is none."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    return _Results(width=width, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager

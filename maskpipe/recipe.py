@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from maskpipe.errors import UsageError
 
 
@@ -78,8 +76,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.train_on, str):
             object.__setattr__(self, "train_on", tuple(part.strip() for part in self.train_on.split("+")))
-        for name in ("train_on",):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for entry in dataclasses.fields(self):
+            _check_type(entry.name, getattr(self, entry.name))
+        object.__setattr__(self, "train_on", tuple(self.train_on))
         object.__setattr__(
             self,
             "control_tokens_allowed",
@@ -113,17 +112,22 @@ class Recipe:
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        return Recipe(**plain)
+        try:
+            return Recipe(**plain)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
 
     @staticmethod
     def load(path: str | Path) -> Recipe:
         """The recipe in a YAML file."""
+        import yaml  # late: it would be a tenth of what `maskpipe --help` costs
+
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise UsageError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UsageError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
         return Recipe.from_dict(values, where=str(path))
@@ -133,6 +137,8 @@ class Recipe:
         return {entry.name: _plain(getattr(self, entry.name)) for entry in dataclasses.fields(self)}
 
     def to_yaml(self) -> str:
+        import yaml
+
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
     def fingerprint(self) -> str:
@@ -164,7 +170,7 @@ _TYPES: dict[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
     "train_on": ((tuple, list), "a selector or a list of them"),
     "train_on_empty_reasoning": (bool, "true or false"),
     "chat_template": ((str, type(None)), "the text or the path of a template"),
-    "clock": (str, "a date and time such as 2026-01-01T00:00:00"),
+    "clock": (str, "a date and time in quotes, such as '2026-01-01T00:00:00'"),
     "chat_template_kwargs": (Mapping, "a mapping of names to values"),
     "control_tokens_allowed": (Mapping, "a mapping of roles to lists of tokens"),
     "columns": (Mapping, "a mapping of column names"),
@@ -174,7 +180,17 @@ _TYPES: dict[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
 
 def _check_type(name: str, value: Any) -> None:
     kind, words = _TYPES.get(name, (str, "a word"))
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if name == "train_on":
+        fits = fits and all(isinstance(word, str) for word in value)
+    elif name in ("columns", "roles"):
+        fits = fits and all(isinstance(word, str) for pair in value.items() for word in pair)
+    elif name == "control_tokens_allowed":
+        fits = fits and all(
+            isinstance(tokens, list | tuple) and all(isinstance(token, str) for token in tokens)
+            for tokens in value.values()
+        )
+    if not fits:
         raise UsageError(f"{name} must be {words}; got {value!r}")
 
 

@@ -104,7 +104,7 @@ def resolve(flags: RecipeFlags | None, path: Path | None = None, **defaults: Any
         elif field.name == "train_on":
             given = [word.strip() for entry in given for word in entry.split("+")]
         values[field.name] = given
-    resolved = Recipe.from_dict(values)
+    resolved = Recipe.from_dict(values, where="recipe" if path is None else str(path))
     from maskpipe.policy import Policy
 
     Policy.of(resolved)  # a selector that is none is said here, before anything is read
