@@ -525,10 +525,9 @@ def _headline(e: Explanation) -> Shown:
                 break
     if e.documents:
         many = len(e.documents)
-        out.append(
-            f"\n{made:,} tokens in {many} document{'s' * (many != 1)}, {trained:,} with loss ({100 * trained / made:.1f} %)",
-            style="not bold",
-        )
+        share = f"{100 * trained / made:.1f} %"
+        counted = f"\n{made:,} tokens in {many} document{'s' * (many != 1)}, {trained:,} with loss ({share})"
+        out.append(counted, style="not bold")
     return out
 
 
@@ -555,10 +554,10 @@ def _refusal(error: RecordError) -> Shown:
 
 
 _ADVICE = {
-    "template_error": "the template itself raises this, at inference too. Give the messages as it expects them (order of "
-    "roles, content that is not null), or use another template: --chat-template FILE",
-    "turns_refused": "the turns above say why. A recipe may decide otherwise: --on-history-rewrite accept trains a turn "
-    "where it stands, --sampled-text verbatim takes the message's own text",
+    "template_error": "the template itself raises this, at inference too. Give the messages as it expects them (order "
+    "of roles, content that is not null), or use another template: --chat-template FILE",
+    "turns_refused": "the turns above say why. A recipe may decide otherwise: --on-history-rewrite accept trains a "
+    "turn where it stands, --sampled-text verbatim takes the message's own text",
     "nothing_to_train": "look at --train-on, at weights in the data, and at --sequence-length",
 }
 """What to do where the message itself does not say."""

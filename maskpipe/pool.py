@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from maskpipe.encoder import Encoder
@@ -60,14 +63,38 @@ class Pool:
             self._executor = ProcessPoolExecutor(
                 self.workers, multiprocessing.get_context("spawn"), _start_worker, given
             )
-        return self._executor.submit(_in_worker, function, task)
+        with _uninterrupted():
+            return self._executor.submit(_in_worker, function, task)
 
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._executor is not None:
+            if kind is not None:  # nobody waits for what the running tasks would still make
+                for process in list((self._executor._processes or {}).values()):
+                    process.terminate()
             self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block has ended, and processes that start in it never see one: it is this process that is
+    interrupted, and ends them."""
+    caught: list[tuple[int, Any]] = []
+    handler = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and callable(handler)
+    if ours:
+        signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+            if caught and callable(handler):
+                handler(*caught[0])
 
 
 _worker_encoder: Encoder | None = None

@@ -91,10 +91,8 @@ def show(stats: Stats, console: Console) -> None:
         f"{v['bytes'] / 1e6:,.1f} MB   objective {v['objective']}",
         style="bold",
     )
-    console.print(
-        f"{v['documents']:,} documents, {v['documents_per_sequence']:.1f} per sequence; fill {_percent(v['tokens'], v['tokens'] + v['padding'])}\n",
-        soft_wrap=True,
-    )
+    fill = _percent(v["tokens"], v["tokens"] + v["padding"])
+    console.print(f"{v['documents']:,} documents, {v['documents_per_sequence']:.1f} per sequence; fill {fill}\n")
     console.print(_kinds(v))
     console.print()
     console.print(_stages(v))

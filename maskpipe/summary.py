@@ -173,10 +173,8 @@ def _packing_line(totals: Counts, manifest: Manifest, counts: Mapping[str, int])
     per = totals.fragments / totals.sequences if totals.sequences else 0.0
     pieces = totals.fragments - totals.documents
     cut = f"   {pieces:,} pieces of cut documents" if pieces else ""
-    return (
-        f"packing   fill {_percent(totals.n_tokens, totals.n_tokens + totals.padding)}   {per:.1f} documents per sequence{cut}"
-        + _cut_and_dropped(counts)
-    )
+    fill = _percent(totals.n_tokens, totals.n_tokens + totals.padding)
+    return f"packing   fill {fill}   {per:.1f} documents per sequence{cut}" + _cut_and_dropped(counts)
 
 
 def _cut_and_dropped(counts: Mapping[str, int]) -> str:
