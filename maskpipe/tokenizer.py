@@ -598,12 +598,16 @@ class Tokenizer:
                 continue
             head = self._encode_range(raw, start, cut, alone, lead, owned, counts)
             following = scan.find(cut, len(raw), "cut", owned).accepted
-            known = {occurrence: i for i, occurrence in enumerate(occurrences) if occurrence.start >= cut}
-            join = next((i for i, occurrence in enumerate(following) if occurrence in known), len(following))
-            meet, stop, rest = len(occurrences), len(raw), len(ids)
-            if join < len(following):
-                meet = known[following[join]]
+            join, meet = 0, bisect_left(occurrences, cut, key=lambda occurrence: occurrence.start)
+            while join < len(following) and meet < len(occurrences) and following[join] != occurrences[meet]:
+                if following[join].start < occurrences[meet].start:
+                    join += 1
+                else:
+                    meet += 1
+            if join < len(following) and meet < len(occurrences):
                 stop, rest = following[join].start, tokens[meet]
+            else:
+                join, meet, stop, rest = len(following), len(occurrences), len(raw), len(ids)
             tail = self._encode_range(raw, cut, stop, following[:join], "cut", owned, counts)
             since, since_token = cut, token + len(head.ids)
             shift = since_token + len(tail.ids) - rest
