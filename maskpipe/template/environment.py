@@ -13,7 +13,6 @@ the template's loop stood on when it was printed. They print nothing.
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -147,6 +146,7 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
     """Renders tracked input into tracked text. Holds the state of one render at a time: not for several threads."""
 
     code_generator_class = _TrackingCodeGenerator
+    intercepted_binops = frozenset(("%",))
     concat = staticmethod(concat)
 
     message: int = -1
@@ -227,6 +227,11 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
             kind = "an object" if isinstance(value, dict) else "a list"
             self.reprs.append((self.message, f"{kind} printed as Python repr"))
 
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if type(left) is str and origin.has_origin(right):
+            return make(left, ()) % right
+        return super().call_binop(context, operator, left, right)
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         if type(owner) is str and getattr(__obj, "__name__", "") in ("join", "replace", "format", "format_map"):
@@ -245,7 +250,10 @@ def _sandboxed_format(environment: TrackingEnvironment, method: Any, args: Any, 
         assert safe is not None
         return str(safe(*given[0], **given[1]))
 
-    return origin.formatted(run, method.__self__, (args, kwargs))
+    if isinstance(method.__self__, origin.Safe):
+        given = origin.escaped_arguments((args, kwargs), 2)
+        return origin.safe(origin.formatted(run, method.__self__, given, 2))
+    return origin.formatted(run, method.__self__, (args, kwargs), 2)
 
 
 def _add_enters(tree: nodes.Node) -> None:
@@ -318,24 +326,22 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
         out: list[str] = [lines[0]]
         for line in lines[1:]:
             out += ("\n", by, line) if line or blank else ("\n", line)
-        return concat([by, *out] if first else out)
+        text = concat([by, *out] if first else out)
+        return origin.safe(text) if isinstance(s, origin.Safe) else text
 
     def title(s: Any) -> str:
         return origin.mapped(make(to_text(s), origins_of(to_text(s))), base["title"])
 
     def format(value: str, *args: Any, **kwargs: Any) -> str:
+        if isinstance(value, origin.Safe):
+            return value % (kwargs or args)
         return origin.formatted(lambda text, given: text % given, to_text(value), kwargs or args)
 
-    def safe(value: Any) -> Any:
-        return value if isinstance(value, Tracked) else base["safe"](value)
+    def safe(value: Any) -> str:
+        return origin.safe(to_text(value))
 
-    def escape(value: Any) -> str:
-        text = to_text(value)
-        return (
-            origin.mapped(text, lambda part: html.escape(part).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"))
-            if isinstance(text, Tracked)
-            else base["escape"](text)
-        )
+    def forceescape(value: Any) -> str:
+        return safe(origin.escaped(origin.make(to_text(value), origins_of(to_text(value)))))
 
     def urlencode(value: Any) -> str:
         if isinstance(value, Tracked):
@@ -367,9 +373,9 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
         "title": title,
         "format": format,
         "safe": safe,
-        "escape": escape,
-        "e": escape,
-        "forceescape": escape,
+        "escape": lambda value: safe(origin.escaped(value)),
+        "e": lambda value: safe(origin.escaped(value)),
+        "forceescape": forceescape,
         "urlencode": urlencode,
     }
 

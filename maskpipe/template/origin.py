@@ -16,6 +16,7 @@ here is enough for everything but C code that joins strings itself; environment.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -207,10 +208,95 @@ class Tracked(str):
         return formatted(lambda text, args: str.__mod__(text, args), template, (self,))
 
     def format(self, *args: Any, **kwargs: Any) -> str:
-        return formatted(lambda text, given: str.format(text, *given[0], **given[1]), self, (args, kwargs))
+        return formatted(lambda text, given: str.format(text, *given[0], **given[1]), self, (args, kwargs), 2)
 
     def format_map(self, mapping: Mapping[str, Any], /) -> str:  # type: ignore[override]
         return formatted(lambda text, given: str.format_map(text, given), self, dict(mapping))
+
+
+class Safe(Tracked):
+    """Text marked with Jinja2's `safe` filter: what is added to it gets HTML escapes, as markupsafe's Markup does."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+    def __add__(self, other: Any) -> str:
+        return safe(concat((self, escaped(other)))) if _can_join(other) else NotImplemented
+
+    def __radd__(self, other: Any) -> str:
+        return safe(concat((escaped(other), self))) if _can_join(other) else NotImplemented
+
+    def __mul__(self, times: SupportsIndex) -> str:
+        return safe(Tracked.__mul__(self, times))
+
+    __rmul__ = __mul__
+
+    def __mod__(self, values: Any) -> str:
+        return safe(Tracked.__mod__(self, escaped_arguments(values, 1)))
+
+    def format(self, *args: Any, **kwargs: Any) -> str:
+        given = escaped_arguments((args, kwargs), 2)
+        return safe(Tracked.format(self, *given[0], **given[1]))
+
+    def join(self, parts: Iterable[Any]) -> str:
+        return safe(join(self, [escaped(part) for part in parts]))
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
+        return safe(Tracked.replace(self, old, escaped(new), count))
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        return safe(Tracked.__getitem__(self, key))
+
+    def strip(self, chars: str | None = None, /) -> str:
+        return safe(Tracked.strip(self, chars))
+
+    def lstrip(self, chars: str | None = None, /) -> str:
+        return safe(Tracked.lstrip(self, chars))
+
+    def rstrip(self, chars: str | None = None, /) -> str:
+        return safe(Tracked.rstrip(self, chars))
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        return [safe(part) for part in Tracked.split(self, sep, maxsplit)]
+
+    def upper(self) -> str:
+        return safe(Tracked.upper(self))
+
+    def lower(self) -> str:
+        return safe(Tracked.lower(self))
+
+    def capitalize(self) -> str:
+        return safe(Tracked.capitalize(self))
+
+
+def safe(text: str) -> str:
+    """`text` as Safe, with its origins."""
+    out = Safe.__new__(Safe, plain(text))
+    out._origins = origins_of(text)
+    return out
+
+
+def escaped(value: Any) -> str:
+    """The text of a value with HTML escapes, unless it is marked safe; escapes keep the character they stand for."""
+    text = to_text(value)
+    if hasattr(value, "__html__"):
+        return text
+    return mapped(text, _escape) if isinstance(text, Tracked) else _escape(text)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+
+
+def _can_join(value: Any) -> bool:
+    return isinstance(value, str) or hasattr(value, "__html__")
+
+
+def escaped_arguments(args: Any, depth: int) -> Any:
+    """The arguments of a formatter (see `formatted`) with HTML escapes; numbers stay numbers."""
+    return _each_argument(args, lambda value: value if isinstance(value, int | float) else escaped(value), depth)
 
 
 class TrackedInt(int):
@@ -264,7 +350,7 @@ def concat(parts: Iterable[str]) -> str:
     origins: list[Origin] = []
     at = 0
     for part in parts:
-        if type(part) is Tracked:
+        if isinstance(part, Tracked):
             if at:
                 origins.extend([(a + at, b + at, source, c, d) for a, b, source, c, d in part._origins])
             else:
@@ -342,52 +428,58 @@ def aligned(result: str, *sources: str) -> str:
 _FIRST_STAND_IN = 0x10F000
 
 
-def formatted(function: Callable[[str, Any], str], template: str, args: Any) -> str:
+def formatted(function: Callable[[str, Any], str], template: str, args: Any, depth: int = 1) -> str:
     """A C-level formatter, run twice: once for the text, once with one-character stand-ins for the tracked arguments,
-    which are then put back. Where the two disagree (a width counts characters), the text is aligned instead."""
+    which are then put back. Where the two disagree (a width counts characters), the text is aligned instead.
+
+    `args` are the arguments for `%` (depth 1), or (positional, named) ones for `format` (depth 2).
+    """
     values: dict[str, str] = {}
 
-    def swap(value: Any, swap_in: bool) -> Any:
-        if isinstance(value, Tracked):
-            if not swap_in:
-                return plain(value)
-            stand_in = chr(_FIRST_STAND_IN + len(values))
-            values[stand_in] = value
-            return stand_in
-        if isinstance(value, TrackedInt | TrackedFloat | TrackedBool):
-            return bool(value) if isinstance(value, TrackedBool) else value
-        if isinstance(value, tuple):
-            return tuple(swap(entry, swap_in) for entry in value)
-        if isinstance(value, list):
-            return [swap(entry, swap_in) for entry in value]
-        if isinstance(value, dict):
-            return {plain(key) if isinstance(key, str) else key: swap(entry, swap_in) for key, entry in value.items()}
-        return value
+    def stand_in(value: Any) -> Any:
+        if not has_origin(value):
+            return value
+        char = chr(_FIRST_STAND_IN + len(values))
+        values[char] = to_text(value)
+        return char
 
-    text = function(plain(template), swap(args, False))
+    text = function(plain(template), _each_argument(args, _untracked, depth))
+    swapped = _each_argument(args, stand_in, depth)
     if chr(_FIRST_STAND_IN) in text or origins_of(template):
-        return aligned(text, template, *_leaves(args))
+        return aligned(text, template, *values.values())
     try:
-        spliced = concat(
-            [
-                values.get(p, p)
-                for p in re.split("([\U0010f000-\U0010fffd])", function(plain(template), swap(args, True)))
-            ]
-        )
-    except (TypeError, ValueError):
+        pieces = re.split("([\U0010f000-\U0010fffd])", function(plain(template), swapped))
+        spliced = concat([values.get(piece, piece) for piece in pieces])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         spliced = ""
-    return spliced if spliced == text else aligned(text, *_leaves(args))
+    return spliced if spliced == text else aligned(text, *values.values())
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for entry in value.values():
-            yield from _leaves(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _leaves(entry)
+def _each_argument(args: Any, function: Callable[[Any], Any], depth: int) -> Any:
+    """The arguments of a formatter with `function` applied to each."""
+    if depth == 0:
+        return function(args)
+    if isinstance(args, tuple):
+        return tuple(_each_argument(entry, function, depth - 1) for entry in args)
+    if isinstance(args, dict):
+        return {
+            plain(key) if isinstance(key, str) else key: _each_argument(entry, function, depth - 1)
+            for key, entry in args.items()
+        }
+    return function(args)
+
+
+def _untracked(value: Any) -> Any:
+    """The value as Python's own formatters print it."""
+    if isinstance(value, Tracked):
+        return plain(value)
+    if isinstance(value, TrackedBool):
+        return bool(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_untracked(entry) for entry in value)
+    if isinstance(value, dict):
+        return {_untracked(key): _untracked(entry) for key, entry in value.items()}
+    return value
 
 
 # -- text of values that are not strings

@@ -395,6 +395,8 @@ class Sampling:
         middle = next(
             ((start, end, token) for start, end, token in self.controls(rest) if not rest[:start].strip()), None
         )
+        if middle is not None and last is None and habits.header.lstrip().startswith(middle[2]):
+            middle = None  # another turn of the assistant begins: nothing stopped this one
         if middle is None:
             return None, "" if last is None else "as the last turn it would end with a stop token"
         place = (after + common + middle[0], after + common + middle[1])
