@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CORE   := $(wildcard csrc/*.cpp csrc/*.h) setup.py pyproject.toml
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
-SANITIZED := tests/properties tests/test_core_stub.py tests/test_core_boundary.py tests/test_core_facts.py
+SANITIZED := tests/properties tests/test_core_stub.py tests/test_core_boundary.py tests/test_core_facts.py tests/test_pack.py
 
 .PHONY: demo test lint types sanitize bench fmt check clean-build
 
@@ -15,7 +15,7 @@ demo: $(VENV)/core
 	$(BIN)/maskpipe demo
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

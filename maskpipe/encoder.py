@@ -208,7 +208,7 @@ class Encoder:
     ) -> tuple[list[_View], list[tuple[int, str]]]:
         """The whole conversation when something in it can be trained, and the turns that need a document of their own;
         beside them the turns that the recipe wants and that come to nothing."""
-        if self.recipe.objective == "pretrain" or not self.policy.trains_turns:
+        if self.policy.trains_everything or not self.policy.trains_turns:
             return [_View(whole, turns, -1, frozenset())], []
         wanted = self.policy.chosen_turns([turn.message for turn in turns])
         wanted -= {index for index, weight in enumerate(record.weights) if weight == 0}

@@ -8,7 +8,8 @@
     train_on = ("all",)                                 every token
 
 Selectors apply from left to right; a leading '-' takes away. The wrapper that a template writes around reasoning or a
-tool call goes with what it wraps. Never trained, whatever the selectors: a document's first token (nothing predicts
+tool call goes with what it wraps. `all` alone trains every token of the one text, as pretraining does, whatever the
+verdicts. With any other selectors never trained: a document's first token (nothing predicts
 it), tokens that straddle the border of sampled text, turns whose verdict forbids it, a turn other than the own one of a
 split document, messages of source weight 0, and empty reasoning blocks unless the recipe says so.
 """
