@@ -87,7 +87,8 @@ def show(stats: Stats, console: Console) -> None:
     """Prints the numbers as tables."""
     v = stats.values
     console.print(
-        f"{visible(v['path'])}   {v['sequences']:,} sequences of {v['sequence_length']:,} in {v['shards']} shard{'' if v['shards'] == 1 else 's'}, "
+        f"{visible(v['path'])}   {v['sequences']:,} sequences of {v['sequence_length']:,} in {v['shards']} "
+        f"shard{'' if v['shards'] == 1 else 's'}, "
         f"{v['bytes'] / 1e6:,.1f} MB   objective {v['objective']}",
         style="bold",
     )
