@@ -195,7 +195,7 @@ class Sampling:
             supplied = next(
                 (
                     size
-                    for size in range(len(content), 0, -1)
+                    for size in range(min(len(content), len(ending)), 0, -1)
                     if (ending.endswith(content[:size]) or ending.rstrip().endswith(content[:size]))
                 ),
                 0,
