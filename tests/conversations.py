@@ -243,8 +243,11 @@ CHATS: dict[str, Chat] = {
 }
 
 KIND = {
-    "plain": ("one_turn", "system_three_turns", "whitespace", "unicode", "control_tokens", "duplicates"),
-    "reasoning": ("reasoning", "inline_think"),
-    "tools": ("tool_call", "parallel_calls", "arguments_as_text"),
+    "plain": ("one_turn", "whitespace", "duplicates"),
+    "system": ("system_three_turns", "unicode"),
+    "reasoning": ("reasoning",),
+    "inline reasoning": ("inline_think",),
+    "tools": ("tool_call",),
+    "parallel calls": ("parallel_calls",),
 }
 """Which conversations stand for which kind of chat in docs/TEMPLATES.md."""

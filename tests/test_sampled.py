@@ -28,16 +28,13 @@ def wrapped_of(chat: Chat) -> Wrapped:
     return wrap(chat.messages, tools=chat.tools, documents=chat.documents, kwargs=chat.kwargs)
 
 
-def trainable(template: ChatTemplate, chat: Chat) -> list[tuple[str, Trace, Turn] | None]:
+def trainable(template: ChatTemplate, wrapped: Wrapped) -> list[tuple[str, Trace, Turn] | None]:
     """Per assistant turn, the text it is trained in, as the default recipe does; None where it is refused."""
-    wrapped = wrapped_of(chat)
     whole = template.engine.trace(wrapped)
     out: list[tuple[str, Trace, Turn] | None] = []
     for turn in template.sampling.turns(wrapped, whole):
         if turn.trainable_in_place:
             out.append(("in place", whole, turn))
-        elif turn.verdict & Verdict.REFUSED:
-            out.append(None)
         else:
             document, own = template.sampling.own_document(wrapped, turn.message)
             out.append(None if document is None else ("apart", document, own))
@@ -46,7 +43,8 @@ def trainable(template: ChatTemplate, chat: Chat) -> list[tuple[str, Trace, Turn
 
 def shown(template: ChatTemplate, chat: Chat) -> list[str]:
     """`in place ⟦…⟧`, `apart ⟦…⟧` or `refused` per turn."""
-    return ["refused" if entry is None else f"{entry[0]} {marks(*entry[1:])}" for entry in trainable(template, chat)]
+    found = trainable(template, wrapped_of(chat))
+    return ["refused" if entry is None else f"{entry[0]} {marks(*entry[1:])}" for entry in found]
 
 
 # -- golden cases
@@ -227,8 +225,9 @@ def test_no_turn_of_the_corpus_is_silently_wrong(shared_data: Path) -> None:
     for entry in chat_templates(shared_data):
         template = entry.template
         for name, chat in CHATS.items():
+            wrapped = wrapped_of(chat)
             try:
-                turns = trainable(template, chat)
+                turns = trainable(template, wrapped)
             except TemplateError:
                 continue
             for found in turns:
@@ -237,7 +236,7 @@ def test_no_turn_of_the_corpus_is_silently_wrong(shared_data: Path) -> None:
                     continue
                 kind, trace, turn = found
                 seen[kind] += 1
-                problem = _problem(template, chat, trace, turn)
+                problem = _problem(template, chat, wrapped, trace, turn)
                 if problem:
                     wrong.append(f"{entry.name}, {name}, message {turn.message}, {kind}: {problem}")
     print(f"{sum(seen.values()):,} turns: {dict(seen)}; wrong: {len(wrong)}")
@@ -246,7 +245,7 @@ def test_no_turn_of_the_corpus_is_silently_wrong(shared_data: Path) -> None:
     assert seen["refused"] < 0.15 * sum(seen.values())
 
 
-def _problem(template: ChatTemplate, chat: Chat, trace: Trace, turn: Turn) -> str:
+def _problem(template: ChatTemplate, chat: Chat, wrapped: Wrapped, trace: Trace, turn: Turn) -> str:
     engine, text = template.engine, trace.text
     given = {"tools": chat.tools, "documents": chat.documents, "kwargs": chat.kwargs}
     prompt = engine.plain(chat.messages[: turn.message], add_generation_prompt=True, **given)
@@ -260,12 +259,19 @@ def _problem(template: ChatTemplate, chat: Chat, trace: Trace, turn: Turn) -> st
         if trace.leaves[source].message != turn.message:
             return f"holds text of another message: {sampled[start:stop]!r}"
         own.update((str(trace.leaves[source].path), at) for at in range(first, last))
-    alone = engine.trace(wrapped_of(chat), turn.message + 1)
+    supplied = {
+        (str(trace.leaves[source].path), at)
+        for _, _, source, first, last in trace.cut(0, turn.start)
+        for at in range(first, last)
+        if source >= 0 and trace.leaves[source].message == turn.message
+    }
+    """Its own text that the prompt has too, such as an opening tag."""
+    alone = engine.trace(wrapped, turn.message + 1)
     for _, _, source, first, last in alone.origins:
         leaf = alone.leaves[source] if source >= 0 else None
         if leaf is None or leaf.is_role_name or leaf.message != turn.message:
             continue
-        missing = {(str(leaf.path), at) for at in range(first, last) if not leaf.text[at].isspace()} - own
+        missing = {(str(leaf.path), at) for at in range(first, last) if not leaf.text[at].isspace()} - own - supplied
         if missing:
             return f"lacks text of its own: {sorted(missing)[:3]}"
     if turn.stop_token is not None and (turn.stop_token[1] != turn.stop or turn.verdict & Verdict.NO_STOP):

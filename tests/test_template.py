@@ -110,7 +110,7 @@ def run(templates: list[tuple[str, Engine]]) -> Figures:
         for index, (name, chat) in enumerate(CHATS.items()):
             for prompt in (False, True):
                 figures.renders += figures.check(entry, engine, name, chat, known[name], prompt)
-            if (number + index) % 5:  # a fifth of the chats for each template, all chats and templates in turn
+            if (number + index) % 3:  # a third of the chats for each template, all chats and templates in turn
                 continue
             for variant in variants(engine, chat):
                 twin = unique(variant)
@@ -131,7 +131,7 @@ def test_every_template_of_the_corpus_is_tracked_exactly(shared_data: Path) -> N
     assert figures.wrong == {}
     assert len(figures.templates) >= 490
     assert figures.renders >= 16_000
-    assert figures.variants >= 5_000
+    assert figures.variants >= 4_000
 
 
 def test_templates_of_our_own_are_tracked_exactly() -> None:

@@ -237,9 +237,11 @@ class Sampling:
             verdict |= Verdict.HISTORY_DIFFERS
             reasons.append("the text before it is not the prompt that inference would feed")
         own = _own_range(alone, index)
-        if own is not None and own[0] < alone_start:
+        if own is not None and (own[1] <= alone_start if prompt_is_prefix else own[0] < alone_start):
             return _refused(index, "text of the turn stands before the end of its own prompt")
         end_alone = max(alone_start, own[1] if own is not None else alone_start)
+        if own is not None:  # what its prompt begins, such as an opening tag that the data has too, is not sampled
+            own = (max(own[0], alone_start), own[1])
         shift = _same_turn(whole.text, start, alone.text[alone_start:end_alone], habits.empty_reasoning)
         if shift is not None:
             first = start + shift + (own[0] - alone_start if own is not None else 0)
@@ -395,7 +397,7 @@ class Sampling:
         middle = next(
             ((start, end, token) for start, end, token in self.controls(rest) if not rest[:start].strip()), None
         )
-        if middle is not None and last is None and habits.header.lstrip().startswith(middle[2]):
+        if middle is not None and middle[2] not in habits.stops_middle and _begins_with(rest, habits.header):
             middle = None  # another turn of the assistant begins: nothing stopped this one
         if middle is None:
             return None, "" if last is None else "as the last turn it would end with a stop token"
@@ -590,6 +592,10 @@ def _same_turn(text: str, start: int, turn: str, empty_reasoning: Sequence[str])
             if text.startswith(there + turn[len(head) :], start):
                 return len(there) - len(head)
     return None
+
+
+def _begins_with(text: str, header: str) -> bool:
+    return bool(header.strip()) and text.lstrip().startswith(header.strip())
 
 
 def _refused(index: int, reason: str) -> Turn:

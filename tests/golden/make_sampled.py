@@ -27,6 +27,7 @@ REASONING = Chat(
         assistant("Yes.", reasoning_content="Count again."),
     ]
 )
+INLINE = Chat([user("3 + 4?"), assistant("<think>\nThree and four.\n</think>\n\n7.")])
 TOOL = Chat(
     [
         user("Ring twice."),
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[Chat, ...]] = {
     "loop_by_index": (PLAIN,),
     "no_prompt_but_header": (PLAIN,),
     "no_prompt_instruct": (PLAIN,),
-    "open_prefill": (PLAIN, REASONING),
+    "open_prefill": (PLAIN, REASONING, INLINE),
     "other_instruction_in_the_prompt": (PLAIN,),
     "prefill_written_otherwise": (PLAIN, THINKING_OFF, REASONING),
     "renamed_role": (MODEL,),
