@@ -265,6 +265,16 @@ def test_what_a_template_drops_is_named() -> None:
     assert any("tool_calls[0].function.arguments.at" in entry for entry in said)
 
 
+def test_arguments_shown_one_by_one_are_not_lost() -> None:
+    """Templates that loop over arguments never print the word "arguments" itself."""
+    chat = CHATS["tool_call"]
+    template = ChatTemplate(str(OWN_TEMPLATES[0].with_name("stop_is_next_header.jinja")))
+    assert template.render(chat.messages).lost == []
+    shorter = template.source.replace("<arg_key>' + k + '</arg_key>", "")
+    lost = ChatTemplate(shorter).render(chat.messages).lost
+    assert [entry.text for entry in lost] == ["harbour", "days"]
+
+
 def test_a_list_printed_as_python_is_named() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     lost = template.render([user([{"type": "text", "text": "Hi"}]), assistant("Hello")]).lost

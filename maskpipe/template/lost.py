@@ -82,7 +82,8 @@ def _counts(leaf: Leaf) -> bool:
         if field in ("content", "reasoning_content", "thinking", "reasoning"):
             return path[-1] != KEY and not (len(path) > 4 and path[4] != "text")
         if field == "tool_calls":
-            return path[-1] == "name" or "arguments" in path
+            inside = path[:-2] if path[-1] == KEY else path  # the word "arguments" itself is no argument
+            return path[-1] == "name" or "arguments" in inside
         return False
     if path[0] == "tools":
         return path[-1] == "name" and len(path) <= 4
