@@ -208,7 +208,8 @@ CHAT = {
         {"role": "assistant", "reasoning_content": "Four then.", "content": "Four."},
     ]
 }
-FIRST = '<think>\nUse the tool.\n</think>\n\nLet me see.<tool_call>{"name": "add", "arguments": {"a": 2, "b": 2}}</tool_call>'
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 2}}</tool_call>'
+FIRST = f"<think>\nUse the tool.\n</think>\n\nLet me see.{CALL}"
 
 
 @pytest.mark.parametrize(
