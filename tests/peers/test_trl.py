@@ -1,4 +1,4 @@
-"""TRL's training templates mark what to train by hand: where they agree with the sampled rule, and why not elsewhere."""
+"""TRL's training templates mark what to train by hand. Where they agree with the sampled rule, and why not."""
 
 from __future__ import annotations
 
