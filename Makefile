@@ -42,6 +42,7 @@ fmt: $(VENV)/lint
 check: lint types test
 
 $(VENV)/bin/python:
+	@echo "making $(VENV) and installing into it; this takes a minute or two"
 	$(PYTHON) -m venv $(VENV)
 
 # A changed source or header reinstalls, so that no stale binary is ever tested.
@@ -50,6 +51,7 @@ $(VENV)/core: $(VENV)/bin/python $(CORE)
 	touch $@
 
 $(VENV)/tests: $(VENV)/core
+	@echo "installing what the tests need, torch among it; this takes some minutes"
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[test]' setuptools 'pybind11>=3.1,<4'
 	touch $@
