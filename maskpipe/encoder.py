@@ -343,7 +343,7 @@ class Encoder:
                     "--on-too-long drop or truncate",
                     reason="too_long",
                 )
-            elif self.recipe.on_too_long == "split" and not document.verdicts:
+            elif self.recipe.on_too_long == "split" and _is_text(document):
                 out.counts["documents_split"] += 1
                 kept += [_slice(document, start, start + limit) for start in range(0, size, limit)]
             else:
@@ -489,10 +489,15 @@ def _slice(document: Document, start: int, stop: int) -> Document:
     )
 
 
+def _is_text(document: Document) -> bool:
+    """Is this plain text, not a chat? A chat may have no assistant turn."""
+    return bool(document.role_ids[0] == Role.TEXT)
+
+
 def _whole_turns(document: Document, limit: int) -> int:
     """How many tokens to keep so that the last message kept is a whole assistant turn, stop token included; 0 for none.
     Plain text keeps `limit` tokens."""
-    if not document.verdicts:
+    if _is_text(document):
         return limit
     messages = document.message_ids
     trained = np.flatnonzero((document.role_ids == Role.ASSISTANT) & (document.flags & Flag.SAMPLED > 0))

@@ -169,8 +169,8 @@ def _selector(word: str) -> _Selector:
     add = name == word
     if name == "all":
         return _Selector(add, None, None)
-    role, _, part = name.partition(".")
-    if role not in _ROLES or (part and part not in _PARTS):
+    role, dot, part = name.partition(".")
+    if role not in _ROLES or (dot and part not in _PARTS):
         raise UsageError(f"train_on: {word!r} is no selector; {_SYNTAX}")
     return _Selector(add, _ROLES[role], _PARTS[part] if part else None)
 
