@@ -47,7 +47,7 @@ def check_fit(encoder: Encoder) -> list[Finding]:
     if not habits.stops_last:
         shown = f" (turns before it end with {habits.stops_middle[0]!r})" if habits.stops_middle else ""
         findings.append(Finding("MP102", f"the template writes no stop token after the last assistant turn{shown}"))
-    for stop in habits.stops_last:
+    for stop in dict.fromkeys(habits.stops_last + habits.stops_middle):
         if not tokenizer.is_control(stop):
             findings.append(Finding("MP103", f"turns end with {stop!r}, which is no single token of the tokenizer"))
         elif tokenizer.stop_tokens and stop not in tokenizer.stop_tokens:

@@ -68,3 +68,8 @@ def test_every_code_has_a_rule_that_says_what_to_do(code: str) -> None:
     assert rule.what
     assert rule.why
     assert rule.do
+
+
+def test_a_stop_that_is_the_next_header_is_named_when_it_is_not_declared() -> None:
+    """Where the next turn's header is what ends a turn, inference must know it as a stop."""
+    assert codes(chat("<|turn|>", "")) == ["MP102", "MP104"]
