@@ -234,19 +234,24 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
-        if type(owner) is str and getattr(__obj, "__name__", "") in ("join", "replace", "format", "format_map"):
+        if type(owner) is str and getattr(__obj, "__name__", "") in ("join", "replace"):
             __obj = getattr(make(owner, ()), __obj.__name__)
             if __obj.__name__ == "join":
                 args = (list(args[0]), *args[1:])
-        if isinstance(getattr(__obj, "__self__", None), Tracked) and __obj.__name__ in ("format", "format_map"):
-            # the sandbox formats by its own rules (no attribute tricks); take its text and put the origins back
-            return _sandboxed_format(__self, __obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`format` methods, which the sandbox replaces where they are looked up by ones that follow its rules (no
+        attribute tricks): their text, with the origins put back."""
+        if super().wrap_str_format(value) is None:
+            return None
+        owner = value.__self__ if isinstance(value.__self__, Tracked) else make(value.__self__, ())
+        return lambda *args, **kwargs: _sandboxed_format(self, getattr(owner, value.__name__), args, kwargs)
 
 
 def _sandboxed_format(environment: TrackingEnvironment, method: Any, args: Any, kwargs: Any) -> str:
     def run(text: str, given: Any) -> str:
-        safe = environment.wrap_str_format(getattr(text, method.__name__))
+        safe = super(TrackingEnvironment, environment).wrap_str_format(getattr(text, method.__name__))
         assert safe is not None
         return str(safe(*given[0], **given[1]))
 

@@ -415,9 +415,12 @@ def aligned(result: str, *sources: str) -> str:
     source = concat(sources)
     if not origins_of(source):
         return result
-    out = []
+    out: list[str] = []
     at = 0
     text = plain(source)
+    whole = result.find(text)
+    if whole >= 0:
+        return concat((result[:whole], source, result[whole + len(text) :]))
     for char in result:
         found = text.find(char, at)
         out.append(source[found] if found >= 0 else char)

@@ -218,6 +218,11 @@ class Engine:
             raise TemplateError("the template recurses too deeply") from None
         except Exception as error:
             raise _render_error(error) from None
+        if origin.plain(text) != self.plain_of(wrapped, count, add_generation_prompt=add_generation_prompt):
+            raise TemplateError(
+                "the template uses Jinja in a way that cannot be tracked (it prints another text); take out unusual "
+                "constructs such as autoescape blocks"
+            )
         return Trace(
             origin.plain(text), _coalesced(origin.origins_of(text)), wrapped.leaves, environment.reprs, wrapped.roles
         )
