@@ -23,7 +23,7 @@ from typing import Any
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Verdict
 from maskpipe.template import origin
-from maskpipe.template.render import REASONING_FIELDS, Engine, Trace, Wrapped, wrap
+from maskpipe.template.render import REASONING_FIELDS, Engine, Trace, Wrapped, end_of_inline_reasoning, wrap
 
 _MARKER_LIKE = re.compile(r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]|\[\|[^\[\]|\s]+\|\]|[\[\]][\w!]*~[\w!]*[\[\]]")
 """What looks like a control token when no tokenizer says which strings are."""
@@ -359,6 +359,8 @@ class Sampling:
         if not header.unsaid.strip():
             return ""
         shown = f"the prompt ends with {header.unsaid.strip()!r}, which the template does not write before this turn"
+        if self._answers(alone, index, header.supplied.strip()):
+            return ""
         if _shows_reasoning(alone, index):
             return f"{shown}'s reasoning"
         if not self._is_closed_block(header.supplied):
@@ -367,6 +369,15 @@ class Sampling:
         if instead and not any(start == 0 for start, _, _ in self._markers(instead)):
             return f"{shown}; there it writes {instead!r} instead"
         return ""
+
+    def _answers(self, alone: Trace, index: int, opening: str) -> bool:
+        """Does the prompt only open the reasoning that the turn's own content goes on with and closes?"""
+        first = next((entry for entry in alone.origins if _is_own(alone, entry, index)), None)
+        leaf = alone.leaf(first) if first is not None else None
+        if first is None or leaf is None or not end_of_inline_reasoning(leaf) or leaf.text[: first[3]].strip():
+            return False
+        found = self._markers(opening)
+        return len(found) == 1 and len(found[0][2]) == len(opening) and not leaf.text.lstrip().startswith(opening)
 
     def _is_closed_block(self, text: str) -> bool:
         """Is this an opening and a closing marker, with at most literal words between them?"""
@@ -399,6 +410,9 @@ class Sampling:
         )
         if middle is not None and middle[2] not in habits.stops_middle and _begins_with(rest, habits.header):
             middle = None  # another turn of the assistant begins: nothing stopped this one
+        usual = (*habits.stops_last, *habits.stops_middle, *self.stop_tokens)
+        if middle is not None and last is None and habits.stops_last and middle[2] not in usual:
+            middle = None  # plain answers end with a token of their own: what follows this one is the next header
         if middle is None:
             return None, "" if last is None else "as the last turn it would end with a stop token"
         place = (after + common + middle[0], after + common + middle[1])
@@ -664,8 +678,19 @@ def _common_prefix(first: str, second: str) -> str:
 
 
 def _shows_reasoning(trace: Trace, index: int) -> bool:
-    leaves = (trace.leaf(entry) for entry in trace.origins)
-    return any(leaf is not None and leaf.message == index and leaf.part is Part.REASONING for leaf in leaves)
+    """Is reasoning of the message shown, be it a field of its own or inside the content?"""
+    for entry in trace.origins:
+        leaf = trace.leaf(entry)
+        if leaf is None or leaf.message != index:
+            continue
+        if leaf.part is Part.REASONING or entry[3] < end_of_inline_reasoning(leaf):
+            return True
+    return False
+
+
+def _is_own(trace: Trace, entry: origin.Origin, index: int) -> bool:
+    leaf = trace.leaf(entry)
+    return leaf is not None and leaf.message == index
 
 
 def _end_of_data(trace: Trace) -> int:
