@@ -151,19 +151,18 @@ class Encoder:
         unshown = self._judge_losses(wrapped, whole, out)
         turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
         out.turns = turns
-        views, dropped = self._views(wrapped, whole, turns, record)
+        views, dropped, why = self._views(wrapped, whole, turns, record)
         documents, counts = self._documents(record, views, turns)
         behind_a_cut = self._turns_behind_a_cut(documents, turns)
         if behind_a_cut:
             turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in turns]
             out.turns = turns
-            views, dropped = self._views(wrapped, whole, turns, record)
+            views, dropped, why = self._views(wrapped, whole, turns, record)
             documents, counts = self._documents(record, views, turns)
         out.counts.update(counts)
         out.counts.update(f"turns_{verdict_name(turn.verdict)}" for turn in turns)
         out.dropped += dropped
         if not documents:
-            why = next((turn.reason for turn in turns if turn.verdict & Verdict.REFUSED), "")
             raise RecordError(
                 "no turn of the conversation can be trained" + (f": {why}" if why else " under this recipe"),
                 reason="turns_refused" if dropped else "nothing_to_train",
@@ -205,11 +204,11 @@ class Encoder:
 
     def _views(
         self, wrapped: Wrapped, whole: Trace, turns: list[Turn], record: Conversation
-    ) -> tuple[list[_View], list[tuple[int, str]]]:
+    ) -> tuple[list[_View], list[tuple[int, str]], str]:
         """The whole conversation when something in it can be trained, and the turns that need a document of their own;
-        beside them the turns that the recipe wants and that come to nothing."""
+        beside them the turns that the recipe wants and that come to nothing, and why the first of these does."""
         if self.policy.trains_everything or not self.policy.trains_turns:
-            return [_View(whole, turns, -1, frozenset())], []
+            return [_View(whole, turns, -1, frozenset())], [], ""
         wanted = self.policy.chosen_turns([turn.message for turn in turns])
         wanted -= {index for index, weight in enumerate(record.weights) if weight == 0}
         apart = [turn for turn in turns if not may_train(turn.verdict, self.policy)]
@@ -220,25 +219,27 @@ class Encoder:
         if self.policy.trains_others or in_place:
             views.append(_View(whole, turns, -1, in_place))
         dropped = []
+        reasons = []
         for turn in apart:
             if turn.message in wanted:
                 splits = self.recipe.on_history_rewrite in ("split", "last")
-                view = self._own_view(wrapped, turn) if splits else None
+                view, reason = self._own_view(wrapped, turn) if splits else (None, turn.reason)
                 if view is None:
+                    reasons.append(reason)
                     dropped.append((turn.message, "turn_refused"))
                 else:
                     views.append(view)
-        return views, dropped
+        return views, dropped, next(filter(None, reasons), "")
 
-    def _own_view(self, wrapped: Wrapped, turn: Turn) -> _View | None:
+    def _own_view(self, wrapped: Wrapped, turn: Turn) -> tuple[_View | None, str]:
         sampling = self.template.sampling
         if self.recipe.sampled_text == "verbatim":
             trace, own = sampling.verbatim_document(wrapped, turn.message)
         elif turn.reason.startswith(_UNSHOWN):
-            return None
+            return None, turn.reason
         else:
             trace, own = sampling.own_document(wrapped, turn.message)
-        return None if trace is None else _View(trace, [own], turn.message, frozenset([turn.message]))
+        return None if trace is None else _View(trace, [own], turn.message, frozenset([turn.message])), own.reason
 
     def _turns_behind_a_cut(self, documents: list[Document], turns: list[Turn]) -> set[int]:
         """Where inference encodes a prompt up to a cut that the prompts of later turns do not have, the later turns'
