@@ -9,6 +9,7 @@ one that holds bytes from both sides of that border is not, and is flagged (Flag
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,28 +39,16 @@ def encode(conversation: Conversation | Text, tokenizer: Tokenizer, recipe: Reci
     Raises RecordError with a reason code when the record is refused: the template refuses it or loses its content,
     nothing in it can be trained, it is too long, or it holds control tokens and the recipe refuses those.
     """
-    encoded = _encoder(tokenizer, recipe.fingerprint(), _Hidden(recipe)).encode(conversation)
+    encoded = _encoder(tokenizer, json.dumps(recipe.to_dict())).encode(conversation)
     if encoded.refused is not None:
         raise encoded.refused
     return encoded.documents
 
 
-@dataclass(frozen=True)
-class _Hidden:
-    """A recipe that a cache does not look at: its fingerprint stands beside it."""
-
-    recipe: Recipe
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hidden)
-
-    def __hash__(self) -> int:
-        return 0
-
-
 @lru_cache(maxsize=8)
-def _encoder(tokenizer: Tokenizer, fingerprint: str, hidden: _Hidden) -> Encoder:
-    return Encoder(tokenizer, hidden.recipe)
+def _encoder(tokenizer: Tokenizer, recipe: str) -> Encoder:
+    """Learning a template's habits takes a while, so the last few encoders are kept; the recipe comes as JSON text."""
+    return Encoder(tokenizer, Recipe.from_dict(json.loads(recipe)))
 
 
 @dataclass
@@ -299,7 +288,6 @@ class Encoder:
                 reason="control_token_in_content",
             )
         counts.update(encoding.counts)
-        counts["control_tokens_neutralised"] += len(encoding.neutralised)
         return encoding
 
     def _text(self, record: Text, out: Encoded) -> list[Document]:

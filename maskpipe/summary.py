@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from maskpipe.shards.verify import Verified
 
 _TURNS = "turns_"
-_SPOKEN = ("tokens", "neutralised")
-"""Counts that other lines say: `neutralised` is the tokenizer's word for control_tokens_neutralised."""
+_SPOKEN = ("tokens",)
+"""Counts that other lines say."""
 
 
 def of_dataset(prepared: Prepared) -> str:

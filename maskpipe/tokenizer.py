@@ -76,9 +76,9 @@ class Encoding:
     neutralised: tuple[tuple[int, int, str], ...] = ()
     """Control tokens in content that were encoded as ordinary text: (start, end) in characters of the text, token."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What happened, where it happened at all: `neutralised`, `kept` (control tokens that content was allowed),
-    `cuts`, `marks` (U+2581 in the text, taken as spaces), `nfc_rewritten` (bytes of the text that the normaliser
-    rewrote), `offsets_fallback` (tokens whose span comes from the library's offsets)."""
+    """What happened, where it happened at all: `control_tokens_neutralised`, `kept` (control tokens that content was
+    allowed), `cuts`, `marks` (U+2581 in the text, taken as spaces), `nfc_rewritten` (bytes of the text that the
+    normaliser rewrote), `offsets_fallback` (tokens whose span comes from the library's offsets)."""
 
 
 class Piece(NamedTuple):
@@ -348,7 +348,7 @@ class Tokenizer:
             counts["kept"] = sum(
                 owned.touches(o.core_start, o.core_end) and o.token.content in self.control for o in stretch.occurrences
             )
-        counts["neutralised"] = len(found.rejected)
+        counts["control_tokens_neutralised"] = len(found.rejected)
         counts["cuts"] = len(cut_before)
         ends = stretch.ends
         if len(ends) and ends[-1] != len(raw):  # text after the last token that is no token belongs to it

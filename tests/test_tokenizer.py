@@ -312,7 +312,7 @@ def test_allowed_tokens_stay_and_are_counted() -> None:
     tokenizer = made("byte_level")
     text = "<|im_start|><think>a</think><|im_end|><|im_end|>"
     encoding = tokenizer.encode(text, content=[(12, 38, frozenset({"<think>", "</think>"}))])
-    assert encoding.counts == {"kept": 2, "neutralised": 1}
+    assert encoding.counts == {"kept": 2, "control_tokens_neutralised": 1}
     assert encoding.neutralised == ((28, 38, "<|im_end|>"),)
     assert encoding.input_ids[-1] == tokenizer.added_tokens["<|im_end|>"]
 
@@ -336,7 +336,7 @@ def test_ordinary_vocabulary_is_no_control_token() -> None:
     assert tokenizer.is_control("<think>")
     encoding = tokenizer.encode(f"{word}<think>", content=[(0, len(word) + 7, None)])
     assert encoding.input_ids[0] == vocabulary[word]
-    assert encoding.counts == {"neutralised": 1}
+    assert encoding.counts == {"control_tokens_neutralised": 1}
 
 
 def test_a_vocabulary_that_makes_a_control_token_from_text_is_refused() -> None:
