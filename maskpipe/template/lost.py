@@ -49,7 +49,7 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
         if not _counts(leaf) or (messages is not None and leaf.message >= messages):
             continue
         missing = _uncovered(leaf.text, shown.get(number, []))
-        pieces = [leaf.text[start:stop] for start, stop in missing if leaf.text[start:stop].strip() not in scaffold]
+        pieces = [leaf.text[start:stop] for start, stop in missing if not _written(leaf.text[start:stop], scaffold)]
         if pieces:
             reasoning = leaf.part is Part.REASONING or missing[-1][1] <= end_of_inline_reasoning(leaf)
             whole = sum(map(len, pieces)) >= len(leaf.text.strip())
@@ -70,6 +70,12 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
                 Lost(("messages", message) if message >= 0 else (), message, Role.TEMPLATE, Part.SCAFFOLD, what, "")
             )
     return out
+
+
+def _written(piece: str, scaffold: str) -> bool:
+    """Does the template write the same by itself? Many write `true` where a condition finds a value true."""
+    piece = piece.strip()
+    return piece in scaffold or (piece in ("True", "False") and piece.lower() in scaffold)
 
 
 def _counts(leaf: Leaf) -> bool:

@@ -260,6 +260,9 @@ class Sampling:
             first, end_of_own = here or (start, start)
         if _has_other_data(whole, start, end_of_own, index):
             return _refused(index, "text of another message stands inside the turn")
+        inside = self._stop_inside(whole, start, first, end_of_own, habits)
+        if inside:
+            return _refused(index, f"the stop token {inside!r} stands inside the turn: a model would end there")
 
         stop, reason = self._stop(index, whole, end_of_own, alone, end_alone, habits)
         if reason:
@@ -419,6 +422,19 @@ class Sampling:
         if last is None or tail_alone.text[last[0] : last[1]] == middle[2]:
             return place, ""
         return place, f"it ends with {middle[2]!r}, as the last turn with {tail_alone.text[last[0] : last[1]]!r}"
+
+    def _stop_inside(self, whole: Trace, start: int, first: int, stop: int, habits: Habits) -> str:
+        """A stop token that the template wrote into text[start:stop], a turn whose own text begins at `first`; "" for
+        none. What data holds is no stop, and what ends earlier turns may stand between the parts of a turn."""
+        final = (*habits.stops_last, *self.stop_tokens)
+        for token, end in (*((token, stop) for token in final), *((token, first) for token in habits.stops_middle)):
+            at = whole.text.find(token, start, end) if token else -1
+            while at >= 0:
+                covering = whole.origins[whole.first_at(at) : whole.first_at(at + len(token) - 1) + 1]
+                if all(whole.leaf(entry) is None for entry in covering):
+                    return token
+                at = whole.text.find(token, at + 1, end)
+        return ""
 
     def _last_stop(self, tail: _Tail, habits: Habits) -> tuple[int, int] | None:
         found = self.controls(tail.text)

@@ -238,6 +238,36 @@ def test_the_next_header_is_no_stop_where_answers_have_a_stop_of_their_own(token
     assert trained(tokenizer, [document]) == ["f()<|unknown|>It is 42.<|done|>"]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT.replace(
+            "{% if add", "{% if messages[-1].role != 'user' %}[said {{ messages[-1].content }}]{% endif %}{% if add"
+        ),
+        CHAT.replace("{{ m.content }}", "{{ m.content.split(' ') | join('<|done|>') }}"),
+        CHAT.replace("{{ m.content }}", "<|done|>{{ m.content }}"),
+    ],
+    ids=["the answer is printed again behind its stop", "stops between words", "a stop before the answer"],
+)
+def test_nothing_behind_a_stop_is_trained(tokenizer: maskpipe.Tokenizer, template: str) -> None:
+    with pytest.raises(maskpipe.RecordError, match="stands inside the turn") as refused:
+        encode(tokenizer, template, [user(), assistant("Hello there")])
+    assert refused.value.reason == "turns_refused"
+
+
+def test_no_stop_or_header_between_two_answers_is_trained_with_the_second(tokenizer: maskpipe.Tokenizer) -> None:
+    """The prompt of the second answer ends inside the first, before its stop: all between them would be sampled."""
+    template = (
+        "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}{% if not loop.last %}<|done|>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt and messages[-1].role == 'user' %}<|done|>\n"
+        "<|turn|>assistant\n{% endif %}"
+    )
+    documents = encode(tokenizer, template, [user(), assistant("One"), assistant("Two"), user(), assistant("Three")])
+    assert trained(tokenizer, documents)[0] == "One<|done|>Three"
+    assert all("<|turn|>" not in text and not text.startswith("<|done|>") for text in trained(tokenizer, documents))
+    assert documents[0].verdicts[2] & Verdict.HISTORY_DIFFERS
+
+
 PYTHONIC = CHAT.replace(
     "{{ m.content }}",
     "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}("
@@ -252,6 +282,15 @@ def test_tool_calls_need_not_be_written_as_json(
     tokenizer: maskpipe.Tokenizer, arguments: dict[str, Json], shown: str
 ) -> None:
     (document,) = encode(tokenizer, PYTHONIC, [user(), assistant("", tool_calls=[call("f", **arguments)])])
+    assert trained(tokenizer, [document]) == [f"{shown}<|done|>"]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(True, "f(on=yes true)"), (False, "f(on=false)")])
+def test_booleans_may_be_written_by_a_condition(tokenizer: maskpipe.Tokenizer, value: bool, shown: str) -> None:
+    template = PYTHONIC.replace(
+        "{{ v | tojson }}", "{% if v is boolean %}{{ 'yes true' if v else 'false' }}{% endif %}"
+    )
+    (document,) = encode(tokenizer, template, [user(), assistant("", tool_calls=[call("f", on=value)])])
     assert trained(tokenizer, [document]) == [f"{shown}<|done|>"]
 
 
