@@ -351,7 +351,7 @@ class _Theirs:
     def __init__(self, path: Path, tokenizer: Tokenizer, template: str) -> None:
         from transformers import PreTrainedTokenizerFast
 
-        self.library = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+        self.theirs = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
         self.given = {
             "chat_template": template,
             "bos_token": tokenizer.bos_token,
@@ -361,7 +361,7 @@ class _Theirs:
 
     def ids(self, chat: Chat, count: int | None = None, prompt: bool = False) -> list[int]:
         return list(
-            self.library.apply_chat_template(
+            self.theirs.apply_chat_template(
                 chat.messages[:count],
                 tools=chat.tools,
                 documents=chat.documents,
