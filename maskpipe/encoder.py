@@ -85,6 +85,8 @@ class Encoder:
     """Encodes records of one tokenizer and one recipe. TemplateError or UsageError when they do not go together."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        if recipe.objective == "preference":
+            raise UsageError("objective 'preference' is not available yet; use 'sft' or 'pretrain'")
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.policy = Policy.of(recipe)
@@ -123,8 +125,6 @@ class Encoder:
         return out
 
     def _chat(self, record: Conversation, out: Encoded) -> list[Document]:
-        if self.recipe.objective == "preference":
-            raise UsageError("objective='preference' is not available yet; use 'sft' or 'pretrain'")
         messages = _shown(record.messages, self.recipe)
         wrapped = wrap(
             messages,

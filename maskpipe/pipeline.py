@@ -164,8 +164,6 @@ def dry_run(
 def _resolve(recipe: Recipe | None, tokenizer: Tokenizer | str | Path) -> tuple[Recipe, Tokenizer, Encoder]:
     """The recipe with the template's text in it, the tokenizer, and what encodes with both."""
     recipe = recipe or Recipe()
-    if recipe.objective == "preference":
-        raise UsageError("objective 'preference' is not available yet; use 'sft' or 'pretrain'")
     if recipe.chat_template is not None:
         recipe = recipe.replace(chat_template=read_template(recipe.chat_template))
     if not isinstance(tokenizer, Tokenizer):

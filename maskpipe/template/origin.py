@@ -8,7 +8,8 @@ An origin is (start, end, source, source_start, source_end): characters start..e
 source_start..source_end of the source. `source` >= 0 numbers a leaf of the input (render.py keeps the table); a
 negative one is literal text of the template, tagged with the message the template's loop stood on (`scaffold`).
 Characters no origin covers are literal text that has not been printed yet. Where a mapping is one to one, both sides
-have the same length; an escape such as '\\n' keeps the whole range of what it stands for.
+have the same length; an escape such as '\\n' keeps the whole range of what it stands for. Cut in two (an escape that is
+escaped again), each half keeps that range: it still says what it stands for, though not that it shows it.
 
 Python calls the reflected method of a str subclass first, and Jinja2 looks methods up on the object, so overriding
 here is enough for everything but C code that joins strings itself; environment.py re-routes those places.
