@@ -34,6 +34,7 @@ from maskpipe.partitions import ShardPlan, Stage, plan_shards
 from maskpipe.pool import Pool, count_workers
 from maskpipe.recipe import Recipe
 from maskpipe.records import Mapped, add_records, map_chunk, new_batch
+from maskpipe.shards.chunks import chunk_lines
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
 from maskpipe.shards.writer import create_directory, publish, write_shard
 from maskpipe.sources import Sources, open_sources
@@ -263,6 +264,7 @@ def _publish(
         **tokenizer.files,
         "rejects.jsonl": json_lines(rejects),
         "dropped.jsonl": json_lines(dropped),
+        "chunks.jsonl": chunk_lines(part.entry for part in mapped),
     }
     if recipe.chat_template is not None:
         files["template.jinja"] = recipe.chat_template.encode()

@@ -16,6 +16,7 @@ from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError
 from maskpipe.recipe import Recipe
 from maskpipe.roles import ROLE_NAMES
+from maskpipe.shards.chunks import ChunkEntry
 from maskpipe.shards.documents import documents_to_table
 from maskpipe.shards.format import DOCUMENT_SCHEMA
 from maskpipe.sources import Chunk
@@ -41,6 +42,13 @@ class Mapped:
     role_names: set[str] = field(default_factory=set)
     loss_tokens: int = 0
     runs: int = 0
+    source: int = 0
+    first_row: int = 0
+
+    @property
+    def entry(self) -> ChunkEntry:
+        """The chunk's line of chunks.jsonl."""
+        return ChunkEntry(self.source, self.first_row, self.records, self.counts)
 
 
 def new_batch(stage: str = "", size: int = 0) -> Mapped:
@@ -51,6 +59,7 @@ def new_batch(stage: str = "", size: int = 0) -> Mapped:
 def map_chunk(encoder: Encoder, chunk: Chunk, stage: str, proof: int | None) -> Mapped:
     """The records of one chunk; their documents are written to the new file `stage`."""
     out = new_batch(stage, len(chunk.payload))
+    out.source, out.first_row = chunk.source, chunk.first_row
     lengths: list[int] = []
     with pa.OSFile(stage, "wb") as file, pa.ipc.new_file(file, DOCUMENT_SCHEMA) as writer:
         add_records(encoder, chunk, out, lengths, writer, None, proof)

@@ -31,6 +31,7 @@ SHARD_NAME = re.compile(r"part-([0-9]{5,})-([0-9a-f]{16})\.arrow", re.ASCII)
 """Shard names: index in the dataset, first 16 hex digits of the file's SHA-256."""
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 RECIPE, REJECTS, DROPPED = "recipe.yaml", "rejects.jsonl", "dropped.jsonl"
+CHUNKS = "chunks.jsonl"
 CARD_FILE, RUN_FILE = "README.md", "run.json"
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import yaml
 
 from maskpipe.errors import DatasetError
+from maskpipe.shards.chunks import read_chunks
 from maskpipe.shards.format import (
     CARD_FILE,
     DOCUMENT_DTYPE,
@@ -61,6 +62,7 @@ def verify(path: str | Path) -> Verified:
     for entry in manifest.files:
         check_file(directory, entry)
     _check_recipe(directory, manifest)
+    read_chunks(directory, manifest)
     ledger = _Ledger(directory, manifest)
     row_digests = []
     for number in range(len(manifest.shards)):
@@ -99,6 +101,13 @@ def check_file(directory: Path, entry: File) -> None:
             digest.update(member.pread(min(REGION_SIZE, entry.size - offset), offset))
         if digest.hexdigest() != entry.sha256:
             raise DatasetError(f"{member.where}: its bytes are not what the manifest says; {REPAIR}")
+
+
+def read_file(directory: Path, entry: File) -> bytes:
+    """The content of a listed file. DatasetError when it is not what the manifest lists."""
+    check_file(directory, entry)
+    with Member(directory, entry.name) as member:
+        return member.read_all()
 
 
 def _check_recipe(directory: Path, manifest: Manifest) -> None:
