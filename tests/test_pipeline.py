@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import maskpipe
-from maskpipe import demo_data, partitions, pipeline, sources
+from maskpipe import demo_data, partitions, pipeline
 from maskpipe.chat import read_record
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
@@ -22,6 +22,7 @@ from maskpipe.errors import RecordError, UsageError
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Role
 from maskpipe.shards.verify import verify
+from maskpipe.sources import limits
 from maskpipe.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(demo_data.tokenizer())
@@ -31,7 +32,7 @@ SHORT = Recipe(sequence_length=512)
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a few records, partitions of a few chunks, shards of a few rows: every seam is crossed."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 4 << 10)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 4 << 10)
     monkeypatch.setattr(partitions, "PARTITION_TOKENS", 4000)
     monkeypatch.setattr(partitions, "PARTITION_SEQUENCES", 1)
     monkeypatch.setattr(partitions, "SHARD_BYTES", 4 * 512 * 5)
@@ -135,7 +136,7 @@ def test_a_bad_record_stops_with_file_line_and_what_to_do_and_leaves_nothing(tmp
 
 
 def test_a_bad_record_in_a_worker_process_is_the_same_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 256)
     path = chats_with(tmp_path, "{not json")
     with pytest.raises(RecordError, match=r"chats\.jsonl:4: "):
         maskpipe.prepare(path, tmp_path / "out", tokenizer=TOKENIZER, workers=2)

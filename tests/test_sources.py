@@ -18,11 +18,10 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskpipe import sources as module
 from maskpipe.chat import Conversation, read_record
 from maskpipe.errors import RecordError, UsageError
 from maskpipe.recipe import Recipe
-from maskpipe.sources import Chunk, open_sources
+from maskpipe.sources import Chunk, limits, open_sources
 
 CALL = {
     "role": "assistant",
@@ -133,9 +132,9 @@ def test_chunks_are_the_records_in_order_and_depend_on_the_bytes_alone(
     path = tmp_path / "a.json"
     path.write_text(json.dumps(records) if array else lines, encoding="utf-8", newline="")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(limits, "CHUNK_BYTES", chunk_bytes)
         once = list(open_sources(path).chunks())
-        patch.setattr(module, "_READ", max(read_bytes, 1))
+        patch.setattr(limits, "READ_BYTES", max(read_bytes, 1))
         again = [pickle.loads(pickle.dumps(chunk)) for chunk in open_sources(path).chunks()]
     assert [(row, record) for chunk in again for row, record in chunk.records()] == list(enumerate(records))
     if not array and read_bytes > 100:  # what the file is, is decided from the first _READ bytes
@@ -159,7 +158,7 @@ def test_a_chunk_says_where_each_of_its_records_stands(tmp_path: Path) -> None:
 def test_arrow_chunks_hold_about_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"text": "x" * 50, "n": number} for number in range(2000)]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=130)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 5000)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 5000)
     chunks = list(open_sources(tmp_path / "a.parquet").chunks())
     assert [record for chunk in chunks for _, record in chunk.records()] == records
     assert len(chunks) > 10

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from maskpipe import sources as module
 from maskpipe.chat import read_record
 from maskpipe.errors import RecordError, UsageError
 from maskpipe.recipe import Recipe
-from maskpipe.sources import open_sources
+from maskpipe.sources import limits, open_sources
 from maskpipe.strict_json import MAX_DEPTH, depth, parse, refuse_foreign
 
 GOOD = b'{"text": "good"}'
@@ -122,9 +121,9 @@ def test_a_value_that_holds_itself_is_refused() -> None:
 
 
 def test_overlong_lines_are_skipped_without_holding_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(module, "MAX_LINE_BYTES", 5000)
-    monkeypatch.setattr(module, "_READ", 700)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_LINE_BYTES", 5000)
+    monkeypatch.setattr(limits, "READ_BYTES", 700)
     exact = b'{"text": "' + b"x" * (5000 - 12) + b'"}'
     longer = b'{"text": "' + b"x" * (5001 - 12) + b'"}'
     much = b'{"text": "' + b"x" * 20_000_000 + b'"}'
@@ -146,7 +145,7 @@ def test_overlong_lines_are_skipped_without_holding_them(tmp_path: Path, monkeyp
 
 
 def test_overlong_array_elements_and_texts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LINE_BYTES", 500)
+    monkeypatch.setattr(limits, "MAX_LINE_BYTES", 500)
     (tmp_path / "a.json").write_bytes(b"[" + b",".join([GOOD, json.dumps({"text": "x" * 500}).encode(), GOOD]) + b"]")
     (tmp_path / "a.txt").write_bytes(b"x" * 501)
     found = [record for _, _, record in open_sources([tmp_path / "a.json", tmp_path / "a.txt"]).records()]
@@ -155,7 +154,7 @@ def test_overlong_array_elements_and_texts_are_refused(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("pack", ["gz", "zst"])
 def test_a_compression_bomb_is_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str) -> None:
-    monkeypatch.setattr(module, "EXPANSION_GRACE", 4 << 20)
+    monkeypatch.setattr(limits, "EXPANSION_GRACE", 4 << 20)
     zeros = bytes(48 << 20)
     path = tmp_path / f"bomb.jsonl.{pack}"
     path.write_bytes(gzip.compress(zeros) if pack == "gz" else zstandard.compress(zeros, 19))

@@ -1,0 +1,108 @@
+"""Chunk: consecutive records of one source, not parsed yet; any process can parse them."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from maskpipe.errors import RecordError
+from maskpipe.sources.cells import json_values
+from maskpipe.strict_json import parse
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What one source was."""
+
+    name: str
+    """File name, or path inside the directory given, or "dataset", "iterable"."""
+    sha256: str
+    """Of the file's raw bytes; for objects, of their records as JSON lines."""
+    records: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records of one source, not parsed yet. Cheap to send to another process."""
+
+    source: int
+    """Index of the source, in the order given."""
+    name: str
+    """The source's name, for messages."""
+    first_row: int
+    count: int
+    """Number of records, the bad ones included."""
+    kind: Literal["lines", "array", "arrow", "text", "bad"]
+    payload: bytes
+    """lines: JSON lines; array: JSON texts, one after another; arrow: an IPC stream; text: one text; bad: a message."""
+    first_line: int = 0
+    """lines: 1-based line number of the payload's first line."""
+    ends: bytes = b""
+    """array: end of each JSON text in the payload, int64."""
+    reason: str = ""
+    """bad: the RecordError's reason."""
+    counts: Counter[str] = field(default_factory=Counter, compare=False)
+    """Filled by records(): null_struct_fields_dropped."""
+    lines: list[int] = field(default_factory=list, compare=False, repr=False)
+    """Filled by place(): 1-based line number of each record."""
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """(row, record) in order; a record that cannot be read is a RecordError instead, and the others follow."""
+        self.counts.clear()
+        if self.kind == "bad":
+            yield self.first_row, RecordError(self.payload.decode(), reason=self.reason)
+        elif self.kind == "arrow":
+            yield from self._arrow_records()
+        elif self.kind == "text":
+            yield self.first_row, self._text()
+        else:
+            for row, text in enumerate(self._texts(), self.first_row):
+                try:
+                    yield row, parse(text)
+                except RecordError as error:
+                    yield row, RecordError(f"{self.place(row)}: {error}", reason=error.reason)
+
+    def place(self, row: int) -> str:
+        """Where a person finds the record: file:line for JSON Lines, else the file and the row."""
+        if self.kind != "lines":
+            return self.name if self.kind == "text" else f"{self.name}: record {row}"
+        if not self.lines:
+            lines = enumerate(self.payload.split(b"\n"), self.first_line)
+            self.lines.extend(number for number, line in lines if line.strip())
+        return f"{self.name}:{self.lines[row - self.first_row]}"
+
+    def _texts(self) -> Iterator[bytes]:
+        if self.kind == "lines":
+            for line in self.payload.split(b"\n"):
+                if line.strip():
+                    yield line
+            return
+        start = 0
+        for end in array("q", self.ends):
+            yield self.payload[start:end]
+            start = end
+
+    def _text(self) -> dict[str, str] | RecordError:
+        try:
+            return {"text": self.payload.decode("utf-8-sig")}
+        except UnicodeDecodeError as error:
+            return RecordError(
+                f"{self.name}: invalid UTF-8 at byte {error.start} ({error.reason}). Convert the file to UTF-8",
+                reason="invalid_utf8",
+            )
+
+    def _arrow_records(self) -> Iterator[tuple[int, Any]]:
+        table = pa.ipc.open_stream(self.payload).read_all()
+        names = table.column_names
+        columns = [json_values(table.column(name), name, self.counts) for name in names]
+        for row, cells in enumerate(zip(*columns, strict=True), self.first_row):
+            bad = next((cell for cell in cells if isinstance(cell, RecordError)), None)
+            if bad is None:
+                yield row, dict(zip(names, cells, strict=True))
+            else:
+                yield row, RecordError(f"{self.place(row)}: {bad}", reason=bad.reason)
