@@ -320,8 +320,8 @@ def _run(arguments: list[str]) -> int:
         )
         sys.stdout.flush()
         return code if isinstance(code, int) else CLEAN
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was published")
+    except KeyboardInterrupt as error:
+        _say(f"interrupted; nothing was published. {error}".removesuffix(". "))
         return INTERRUPTED
     except BrokenPipeError:
         raise

@@ -8,6 +8,7 @@ shuffle. Everything here is a function of the lengths.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ class Stage(NamedTuple):
     """A stage file and the lengths of its documents."""
 
     name: str
-    lengths: Int64  # [documents]
+    lengths: npt.NDArray[np.int32]  # [documents]
 
 
 class ShardPlan(NamedTuple):
@@ -40,9 +41,8 @@ class ShardPlan(NamedTuple):
     pieces: Pieces
 
 
-def plan_shards(stages: Sequence[Stage], recipe: Recipe) -> list[ShardPlan]:
-    """The shards of a dataset, in order."""
-    out: list[ShardPlan] = []
+def plan_shards(stages: Sequence[Stage], recipe: Recipe) -> Iterator[ShardPlan]:
+    """The shards of a dataset, in order, one partition planned at a time."""
     partitions = _partitions(stages, recipe)
     left: list[tuple[Stage, Int64]] = []
     for partition in partitions:
@@ -52,12 +52,26 @@ def plan_shards(stages: Sequence[Stage], recipe: Recipe) -> list[ShardPlan]:
             pieces, documents = _set_apart(pieces, lengths, recipe.sequence_length)
             left += _by_stage(partition, documents)
         whole: list[tuple[str, Int64 | None]] = [(stage.name, None) for stage in partition]
-        out += [ShardPlan(whole, one) for one in _shards_of(pieces, recipe)]
+        for one in _shards_of(pieces, recipe):
+            yield ShardPlan(whole, one)
     if left:
         lengths = np.concatenate([stage.lengths[rows] for stage, rows in left])
         pieces = plan(lengths, recipe.sequence_length, recipe.packing)
-        out += [ShardPlan([(stage.name, rows) for stage, rows in left], one) for one in _shards_of(pieces, recipe)]
-    return out
+        for one in _shards_of(pieces, recipe):
+            yield _narrowed([(stage.name, rows) for stage, rows in left], one)
+
+
+def _narrowed(stages: list[tuple[str, Int64]], pieces: Pieces) -> ShardPlan:
+    """The shard with those documents only that its pieces name: a shard takes memory for what is in it."""
+    used, local = np.unique(pieces.documents, return_inverse=True)
+    chosen: list[tuple[str, Int64 | None]] = []
+    first = 0
+    for name, rows in stages:
+        inside = used[(used >= first) & (used < first + len(rows))] - first
+        if len(inside):
+            chosen.append((name, rows[inside]))
+        first += len(rows)
+    return ShardPlan(chosen, replace(pieces, documents=local.astype(np.int64)))
 
 
 def _partitions(stages: Sequence[Stage], recipe: Recipe) -> list[list[Stage]]:
@@ -72,7 +86,7 @@ def _partitions(stages: Sequence[Stage], recipe: Recipe) -> list[list[Stage]]:
             out.append([])
             tokens = 0
         out[-1].append(stage)
-        tokens += int(stage.lengths.sum())
+        tokens += int(stage.lengths.sum(dtype=np.int64))
     return out
 
 

@@ -6,40 +6,64 @@
     P3 write     rows ─▶ shards, in the pool
     P4 publish   the ledger must add up; the manifest is last; the whole directory appears under its name at once
 
-Everything is made in OUT.tmp-<pid> and renamed to OUT, so OUT is either absent or whole. Same recipe and input, same
-bytes: chunks, partitions and shards depend on the data alone, and results are taken in the order of the chunks.
+Everything is made in OUT.partial (partial.py) and the finished directory is renamed to OUT, so OUT is either absent or
+whole. Each map and write leaves a commit record there (commit.py): the same command, run again after whatever ended it,
+does not do them again. Same recipe and input, same bytes: chunks, partitions and shards depend on the data alone, and
+results are taken in the order of the chunks. What grows with the input is on the disk, lengths apart.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 import maskpipe
-from maskpipe import card, summary
+from maskpipe import card, commit, summary
+from maskpipe.durable import sync_directory
 from maskpipe.encoder import Encoder
-from maskpipe.errors import MaskpipeError, RecordError, UsageError
+from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.fit import Finding, check_fit
 from maskpipe.pack import plan
-from maskpipe.partitions import ShardPlan, Stage, plan_shards
+from maskpipe.partial import Partial, claim
+from maskpipe.partitions import Stage, plan_shards
 from maskpipe.pool import Pool, count_workers
 from maskpipe.recipe import Recipe
-from maskpipe.records import Mapped, add_records, map_chunk, new_batch
+from maskpipe.records import Mapped, add_records, new_batch
 from maskpipe.shards.chunks import chunk_lines
+from maskpipe.shards.format import (
+    CARD_FILE,
+    CHUNKS,
+    DROPPED,
+    FORMAT_VERSION,
+    LABEL_VERSION,
+    MANIFEST,
+    MANIFEST_HASH,
+    RECIPE,
+    REJECTS,
+    RUN_FILE,
+)
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
-from maskpipe.shards.writer import create_directory, publish, write_shard
+from maskpipe.shards.writer import publish
 from maskpipe.sources import Sources, open_sources
+from maskpipe.tasks import MapTask, WriteTask, check_mapped, check_written, map_task, run_map, run_write, write_task
 from maskpipe.template.spans import read_template
 from maskpipe.tokenizer import Tokenizer
+
+EXAMPLES = 20
+"""Rejected records that a summary shows at least."""
+TEMPLATE = "template.jinja"
 
 Progress = Callable[[int, int, int], None]
 """Called with (records, bytes of records, rejected) as the map step goes on."""
@@ -103,31 +127,42 @@ def prepare(
 
     workers: processes, by default one per core; the bytes do not depend on it. proof: prove the provenance of this many
     conversations by shadow rendering, -1 for all. Raises UsageError, RecordError (a bad record, unless the recipe
-    rejects those), TokenizerError, TemplateError or DatasetError; then nothing is published.
+    rejects those), TokenizerError, TemplateError, DatasetError, or MaskpipeError for a disk that is full or fails; then
+    nothing is published, and what is finished stays in `out`.partial for the next run of the same preparation.
     """
     begun = time.monotonic()
     recipe, tokenizer, encoder = _resolve(recipe, tokenizer)
-    findings = check_fit(encoder)
-    final = _target(out)
+    final = Path(os.path.abspath(out))
+    _refuse_taken(final, out)
     sources = open_sources(source, recipe, split=split)
-    work = create_directory(final.parent / f"{final.name}.tmp-{os.getpid()}")
-    stage = work / ".stage"
-    stage.mkdir()
+    identity = _identity(recipe, tokenizer, sources, split)
+    job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    findings = check_fit(encoder)
+    partial = claim(final, job, identity, _published_names(tokenizer, recipe))
     try:
         with Pool(count_workers(workers), encoder) as pool:
-            mapped = list(_map(pool, sources, stage, proof, progress))
-            if not any(len(part.lengths) for part in mapped):
-                raise _nothing_left(mapped)
-            shards = list(_write(pool, mapped, work, recipe, tokenizer))
-        manifest = _publish(work, mapped, shards, sources, tokenizer, encoder, recipe, findings, begun, pool.workers)
-        _remove_stage(stage)
-        os.rename(work, final)
-    except BaseException:
-        _remove(work)
-        raise
-    counts = sum((part.counts for part in mapped), Counter(sources.counts))
-    rejects = _examples([entry for part in mapped for entry in part.rejects])
-    return Prepared(final, manifest, counts, findings, rejects, time.monotonic() - begun)
+            tally = Tally()
+            _map(pool, sources, partial, job, proof, tally, progress)
+            if not tally.documents:
+                raise _nothing_left(tally)
+            shards = _write(pool, tally, partial, job, recipe, tokenizer)
+            finished = {"attempts": dict(pool.attempts), "found": dict(pool.found)}
+        tally.counts.update(sources.counts)
+        run = {
+            "findings": [str(finding) for finding in findings],
+            "tasks": finished,
+            "tokenizer": tokenizer.name,
+            "workers": pool.workers,
+        }
+        manifest = _publish(partial, tally, shards, sources, tokenizer, recipe, run, begun)
+        os.rename(partial.dataset, final)
+        sync_directory(final.parent)
+        partial.remove()
+    except BaseException as error:
+        raise _stopped(partial, error) from None
+    finally:
+        partial.close()
+    return Prepared(final, manifest, tally.counts, findings, tally.examples(), time.monotonic() - begun)
 
 
 def dry_run(
@@ -144,6 +179,7 @@ def dry_run(
     recipe, tokenizer, encoder = _resolve(recipe, tokenizer)
     findings = check_fit(encoder)
     total = new_batch()
+    tally = Tally()
     lengths: list[int] = []
     ended = True
     for chunk in open_sources(source, recipe, split=split).chunks():
@@ -153,12 +189,13 @@ def dry_run(
         left = records - total.records
         ended = chunk.count <= left
         add_records(encoder, chunk, total, lengths, None, left, proof)
+    tally.add_counts(total)
     rows = plan(lengths, recipe.sequence_length, recipe.packing).rows if lengths else 0
     return Trial(
         records=total.records, kept=total.kept, counts=total.counts, documents=len(lengths), tokens=sum(lengths),
         loss_tokens=total.loss_tokens, sequences=rows, runs=total.runs, ended=ended,
-        sequence_length=recipe.sequence_length, rejected=Counter(entry["reason"] for entry in total.rejects),
-        findings=findings, rejects=_examples(total.rejects), seconds=time.monotonic() - begun,
+        sequence_length=recipe.sequence_length, rejected=tally.rejected,
+        findings=findings, rejects=tally.examples(), seconds=time.monotonic() - begun,
     )  # fmt: skip
 
 
@@ -180,42 +217,142 @@ def encoder_of(tokenizer: Tokenizer | str | Path, recipe: Recipe | None = None) 
     return _resolve(recipe, tokenizer)[2]
 
 
-def _target(out: str | Path) -> Path:
-    path = Path(os.path.abspath(out))
-    if path.is_dir() and not any(path.iterdir()):
-        return path
-    if path.exists() or path.is_symlink():
+def _refuse_taken(final: Path, out: str | Path) -> None:
+    if final.is_dir() and not any(final.iterdir()):
+        return
+    if final.exists() or final.is_symlink():
         raise UsageError(f"{out} is already there; nothing is overwritten: choose a new directory")
-    return path
+
+
+def _identity(recipe: Recipe, tokenizer: Tokenizer, sources: Sources, split: str | None) -> dict[str, Any]:
+    """All that decides the bytes, apart from the text of the input: that is in the names of the tasks.
+
+    `on_bad_record` is not in it: what is finished had no bad record or listed them, and holds either way. So a run that
+    stopped at one goes on with `--on-bad-record reject`.
+    """
+    values = recipe.to_dict()
+    del values["on_bad_record"]
+    return {
+        "recipe": values,
+        "tokenizer": {name: hashlib.sha256(content).hexdigest() for name, content in tokenizer.files.items()},
+        "sources": sources.names,
+        "split": split,
+        "format": ".".join(map(str, FORMAT_VERSION)),
+        "label_version": LABEL_VERSION,
+        "versions": {**_versions(), "python": ".".join(platform.python_version_tuple()[:2])},
+    }
+
+
+def _published_names(tokenizer: Tokenizer, recipe: Recipe) -> list[str]:
+    template = [] if recipe.chat_template is None else [TEMPLATE]
+    return [MANIFEST, MANIFEST_HASH, RECIPE, REJECTS, DROPPED, CHUNKS, CARD_FILE, RUN_FILE, *template, *tokenizer.files]
+
+
+def _stopped(partial: Partial, error: BaseException) -> BaseException:
+    """What to raise for an error that ended a run, with how to go on; and the partial left so that one can."""
+    with suppress(OSError):
+        partial.sweep_temporary()
+    if partial.is_empty():
+        with suppress(OSError):
+            partial.remove()
+        kept = ""
+    else:
+        kept = f"What is finished is kept in {partial.path}: run the same command again to go on"
+    if isinstance(error, OSError) and not isinstance(error, MaskpipeError):
+        again = kept or "Nothing is left of this run"
+        return MaskpipeError(f"{error.filename or 'input or output'}: {error.strerror or error}. {again}")
+    if not kept:
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt(kept)
+    if isinstance(error, RecordError):
+        kept += " once that is mended"
+        error = RecordError(f"{error}. {kept}", error.reason)
+    elif isinstance(error, MaskpipeError):
+        error = type(error)(f"{error}. {kept}")
+    if isinstance(error, RecordError | UsageError | TemplateError | TokenizerError):
+        with suppress(OSError):
+            partial.stop(str(error))
+    return error
 
 
 # -- P1: map
 
 
-def _map(pool: Pool, sources: Sources, stage: Path, proof: int | None, progress: Progress | None) -> Iterator[Mapped]:
-    """Results in the order of the chunks, at most a few chunks in memory at a time."""
-    seen = Counter[str]()
-    numbered = ((f"{number:06d}.arrow", chunk) for number, chunk in enumerate(sources.chunks()))
-    for part in pool.run(map_chunk, ((chunk, str(stage / name), proof) for name, chunk in numbered)):
-        seen.update(records=part.records, bytes=part.bytes, rejected=part.records - part.kept)
+@dataclass
+class Tally:
+    """What the map step made, summed over the chunks; what grows with the number of records stays in their commits."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of the map tasks, in the order of the chunks."""
+    stages: list[Stage] = field(default_factory=list)
+    records: int = 0
+    kept: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    documents: int = 0
+    loss_tokens: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    role_names: set[str] = field(default_factory=set)
+    _firsts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _others: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, task: str, file: str, part: Mapped) -> None:
+        self.tasks.append(task)
+        self.stages.append(Stage(file, part.lengths))
+        self.add_counts(part)
+
+    def add_counts(self, part: Mapped) -> None:
+        self.records += part.records
+        self.kept += part.kept
+        self.bytes += part.bytes
+        self.tokens += int(part.lengths.sum(dtype=np.int64))
+        self.documents += len(part.lengths)
+        self.loss_tokens += part.loss_tokens
+        self.counts.update(part.counts)
+        self.rejected.update(entry["reason"] for entry in part.rejects)
+        self.dropped.update(entry["policy"] for entry in part.dropped)
+        self.role_names |= part.role_names
+        for entry in part.rejects:
+            if self._firsts.setdefault(entry["reason"], entry) is not entry and len(self._others) < EXAMPLES:
+                self._others.append(entry)
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The first reject of each reason, then the first others: EXAMPLES, or as many as there are reasons."""
+        return [*self._firsts.values(), *self._others[: max(0, EXAMPLES - len(self._firsts))]]
+
+
+def _map(
+    pool: Pool,
+    sources: Sources,
+    partial: Partial,
+    job: str,
+    proof: int | None,
+    tally: Tally,
+    progress: Progress | None,
+) -> None:
+    """Takes results in the order of the chunks, with at most a few chunks in memory at a time."""
+
+    def find(task: MapTask) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = commit.find(partial.commits, task.name)
+        if found is not None:
+            check_mapped(partial.path, found)
+        return found
+
+    tasks = (map_task(partial.path, job, chunk, proof) for chunk in sources.chunks())
+    for task, result in pool.run("map", run_map, tasks, find):
+        tally.add(task, result["stage"]["file"], Mapped.from_dict(result["mapped"]))
         if progress is not None:
-            progress(seen["records"], seen["bytes"], seen["rejected"])
-        yield part
+            progress(tally.records, tally.bytes, tally.records - tally.kept)
 
 
-def _examples(rejects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of each reason, then the first others: 20, or as many as there are reasons."""
-    firsts = {entry["reason"]: entry for entry in reversed(rejects)}
-    others = [entry for entry in rejects if firsts[entry["reason"]] is not entry]
-    return [*reversed(firsts.values()), *others[: max(0, 20 - len(firsts))]]
-
-
-def _nothing_left(mapped: list[Mapped]) -> RecordError:
-    rejects = [entry for part in mapped for entry in part.rejects]
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in Counter(e["reason"] for e in rejects).most_common())
+def _nothing_left(tally: Tally) -> RecordError:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.rejected.most_common())
     return RecordError(
-        f"no record is left of {sum(part.records for part in mapped):,} ({reasons}); nothing was written. The first: "
-        f"{rejects[0]['message']}",
+        f"no record is left of {tally.records:,} ({reasons}); nothing was written. The first: "
+        f"{tally.examples()[0]['message']}",
         reason="nothing_left",
     )
 
@@ -223,81 +360,98 @@ def _nothing_left(mapped: list[Mapped]) -> RecordError:
 # -- P2 and P3: plan and write
 
 
-def _write(pool: Pool, mapped: list[Mapped], work: Path, recipe: Recipe, tokenizer: Tokenizer) -> Iterator[ShardRecord]:
+def _write(pool: Pool, tally: Tally, partial: Partial, job: str, recipe: Recipe, tokenizer: Tokenizer) -> ShardRecords:
     settings = {
         "sequence_length": recipe.sequence_length,
         "pad_id": tokenizer.pad_id,
         "vocab_size": tokenizer.vocab_size,
         "recipe_fingerprint": recipe.fingerprint(),
     }
-    shards = plan_shards([Stage(part.stage, part.lengths) for part in mapped], recipe)
-    yield from pool.run(_write_task, ((str(work), number, shard, settings) for number, shard in enumerate(shards)))
+
+    def find(task: WriteTask) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = commit.find(partial.commits, task.name)
+        if found is not None:
+            check_written(partial.path, found)
+        return found
+
+    plans = enumerate(plan_shards(tally.stages, recipe))
+    tasks = (write_task(partial.path, job, number, shard, settings) for number, shard in plans)
+    return ShardRecords(partial.commits, [task for task, _ in pool.run("write", run_write, tasks, find)])
 
 
-def _write_task(encoder: Encoder, work: str, number: int, shard: ShardPlan, settings: dict[str, Any]) -> ShardRecord:
-    tables = []
-    for name, rows in shard.stages:
-        with pa.memory_map(name) as file:
-            table = pa.ipc.open_file(file).read_all()
-        tables.append(table if rows is None else table.take(pa.array(rows)))
-    return write_shard(work, number, pa.concat_tables(tables), shard.pieces, **settings)
+class ShardRecords(Sequence[ShardRecord]):
+    """The shards' records, read from their commits when they are looked at: row digests need not fit in memory."""
+
+    def __init__(self, commits: Path, tasks: list[str]) -> None:
+        self._commits = commits
+        self._tasks = tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: Any) -> Any:
+        return ShardRecord.from_dict(commit.get(self._commits, self._tasks[index]))
 
 
 # -- P4: publish
 
 
 def _publish(
-    work: Path,
-    mapped: list[Mapped],
-    shards: list[ShardRecord],
+    partial: Partial,
+    tally: Tally,
+    shards: ShardRecords,
     sources: Sources,
     tokenizer: Tokenizer,
-    encoder: Encoder,
     recipe: Recipe,
-    findings: list[Finding],
+    run: dict[str, Any],
     begun: float,
-    workers: int,
 ) -> Manifest:
-    rejects = [entry for part in mapped for entry in part.rejects]
-    dropped = [entry for part in mapped for entry in part.dropped]
     files: dict[str, bytes | Path] = {
         **tokenizer.files,
-        "rejects.jsonl": json_lines(rejects),
-        "dropped.jsonl": json_lines(dropped),
-        "chunks.jsonl": chunk_lines(part.entry for part in mapped),
+        REJECTS: _gathered(partial, tally, REJECTS, lambda part: json_lines(part.rejects)),
+        DROPPED: _gathered(partial, tally, DROPPED, lambda part: json_lines(part.dropped)),
+        CHUNKS: _gathered(partial, tally, CHUNKS, lambda part: chunk_lines([part.entry])),
     }
     if recipe.chat_template is not None:
-        files["template.jinja"] = recipe.chat_template.encode()
+        files[TEMPLATE] = recipe.chat_template.encode()
     manifest = Manifest.build(
         shards,
         recipe=recipe,
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
         sources=[Source(origin.name, origin.sha256, origin.records) for origin in sources.origins],
-        records_kept=sum(part.kept for part in mapped),
-        rejected=Counter(entry["reason"] for entry in rejects),
-        dropped=Counter(entry["policy"] for entry in dropped),
+        records_kept=tally.kept,
+        rejected=tally.rejected,
+        dropped=tally.dropped,
         files=files,
-        role_names=sorted(set().union(*(part.role_names for part in mapped))),
+        role_names=sorted(tally.role_names),
     )
-    counts = sum((part.counts for part in mapped), Counter[str](sources.counts))
-    _check_ledger(manifest, counts, mapped)
+    _check_ledger(manifest, tally)
     run = {
-        "counts": dict(sorted(counts.items())),
-        "findings": [str(finding) for finding in findings],
+        **run,
+        "counts": dict(sorted(tally.counts.items())),
         "machine": platform.platform(),
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - begun, 1),
-        "tokenizer": tokenizer.name,
         "versions": _versions(),
-        "workers": workers,
     }
-    publish(work, manifest, files=files, card=card.of(manifest, counts), run=run)
+    partial.clear_dataset({shard.name for shard in manifest.shards})
+    publish(partial.dataset, manifest, files=files, card=card.of(manifest, tally.counts), run=run)
     return manifest
 
 
-def _check_ledger(manifest: Manifest, counts: Counter[str], mapped: list[Mapped]) -> None:
+def _gathered(partial: Partial, tally: Tally, name: str, lines: Callable[[Mapped], bytes]) -> Path:
+    """A file of lines from all chunks, gathered from their commits one at a time."""
+    path = partial.path / name
+    with path.open("wb") as file:
+        for task in tally.tasks:
+            file.write(lines(Mapped.from_dict(commit.get(partial.commits, task)["mapped"])))
+    return path
+
+
+def _check_ledger(manifest: Manifest, tally: Tally) -> None:
     """Every record and every token is in the shards or counted where it went."""
+    counts = tally.counts
     records = manifest.records_kept + sum(manifest.rejected.values())
     if records != manifest.records:
         raise MaskpipeError(f"the ledger does not add up: {manifest.records:,} records read, {records:,} accounted for")
@@ -309,7 +463,7 @@ def _check_ledger(manifest: Manifest, counts: Counter[str], mapped: list[Mapped]
             f"the ledger does not add up: {counts['tokens']:,} tokens made, {manifest.totals.n_tokens:,} in the shards "
             f"and {gone:,} counted as cut or dropped"
         )
-    loss = sum(part.loss_tokens for part in mapped)
+    loss = tally.loss_tokens
     if manifest.totals.n_loss > loss:
         raise MaskpipeError(
             f"the ledger does not add up: {loss:,} loss tokens made, {manifest.totals.n_loss:,} in the shards"
@@ -319,21 +473,3 @@ def _check_ledger(manifest: Manifest, counts: Counter[str], mapped: list[Mapped]
 def _versions() -> dict[str, str]:
     names = ("tokenizers", "jinja2", "pyarrow", "numpy")
     return {"maskpipe": maskpipe.__version__, **{name: importlib.metadata.version(name) for name in names}}
-
-
-def _remove_stage(stage: Path) -> None:
-    for file in stage.iterdir():
-        file.unlink()
-    stage.rmdir()
-
-
-def _remove(work: Path) -> None:
-    """Takes away what this run made in its own directory."""
-    if not work.is_dir():
-        return
-    stage = work / ".stage"
-    if stage.is_dir():
-        _remove_stage(stage)
-    for file in work.iterdir():
-        file.unlink()
-    work.rmdir()

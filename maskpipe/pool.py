@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,35 +29,43 @@ class Pool:
         self.workers = workers
         self._encoder = encoder
         self._executor: ProcessPoolExecutor | None = None
+        self.attempts: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
 
-    def run(self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        iterator = iter(tasks)
-        first = next(iterator, None)
-        if first is None:
-            return
-        second = next(iterator, None) if self.workers > 1 else None
-        if second is None:
-            yield function(self._encoder, *first)
-            for task in iterator:
-                yield function(self._encoder, *task)
-            return
-        waiting: list[Future[Any]] = [self._submit(function, first), self._submit(function, second)]
+    def run(
+        self, kind: str, function: Callable[..., Any], tasks: Iterable[Any], find: Callable[[Any], Any | None]
+    ) -> Iterator[tuple[str, Any]]:
+        """(name of the task, its result) in the order given. A task for which `find` has a result is not run."""
+        waiting: list[tuple[str, Future[Any]]] = []
         try:
-            for task in iterator:
-                waiting.append(self._submit(function, task))
-                while len(waiting) > 2 * self.workers:
-                    yield waiting.pop(0).result()
+            for task in tasks:
+                found = find(task)
+                future = Future[Any]() if found is not None else self._submit(function, task)
+                if found is not None:
+                    self.found[kind] += 1
+                    future.set_result(found)
+                else:
+                    self.attempts[kind] += 1
+                waiting.append((task.name, future))
+                while len(waiting) > 2 * self.workers or (waiting and waiting[0][1].done()):
+                    name, first = waiting.pop(0)
+                    yield name, first.result()
             while waiting:
-                yield waiting.pop(0).result()
+                name, first = waiting.pop(0)
+                yield name, first.result()
         except BrokenProcessPool:
             raise MaskpipeError(
                 "a worker process died (out of memory, or killed); nothing was published. Try fewer --workers"
             ) from None
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
-    def _submit(self, function: Callable[..., Any], task: tuple[Any, ...]) -> Future[Any]:
+    def _submit(self, function: Callable[..., Any], task: Any) -> Future[Any]:
+        if self.workers == 1:
+            done: Future[Any] = Future()
+            done.set_result(function(self._encoder, task))
+            return done
         if self._executor is None:
             tokenizer = self._encoder.tokenizer
             given = (dict(tokenizer.files), tokenizer.name, self._encoder.recipe)
@@ -106,9 +115,9 @@ def _start_worker(files: dict[str, bytes], name: str, recipe: Recipe) -> None:
     _worker_encoder = Encoder(Tokenizer(files, name), recipe)
 
 
-def _in_worker(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+def _in_worker(function: Callable[..., Any], task: Any) -> Any:
     assert _worker_encoder is not None
-    return function(_worker_encoder, *task)
+    return function(_worker_encoder, task)
 
 
 def count_workers(workers: int | None) -> int:

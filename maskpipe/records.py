@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from maskpipe.chat import Conversation, read_record
+from maskpipe.commit import pack_array, unpack_array
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError
@@ -31,17 +32,20 @@ STAGE_DOCUMENTS = 512
 class Mapped:
     """What the map step made of one chunk."""
 
-    lengths: npt.NDArray[np.int64]  # [documents]
-    stage: str
+    lengths: npt.NDArray[np.int32]  # [documents] tokens of each, in the order of the stage file
     records: int
     kept: int
     bytes: int
+    """Of the records as they were read, before parsing."""
     counts: Counter[str] = field(default_factory=Counter)
     rejects: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of rejects.jsonl: source, row, reason, message."""
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of dropped.jsonl: source, row, turn, policy."""
     role_names: set[str] = field(default_factory=set)
     loss_tokens: int = 0
     runs: int = 0
+    """Stretches of tokens with the same facts; counted by a dry run only."""
     source: int = 0
     first_row: int = 0
 
@@ -50,20 +54,41 @@ class Mapped:
         """The chunk's line of chunks.jsonl."""
         return ChunkEntry(self.source, self.first_row, self.records, self.counts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For the commit record: nothing in it but what the records and the recipe decide."""
+        return {
+            **vars(self),
+            "lengths": pack_array(self.lengths),
+            "counts": dict(self.counts),
+            "role_names": sorted(self.role_names),
+        }
 
-def new_batch(stage: str = "", size: int = 0) -> Mapped:
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Mapped:
+        return Mapped(
+            **{
+                **value,
+                "lengths": unpack_array(value["lengths"]),
+                "counts": Counter(value["counts"]),
+                "role_names": set(value["role_names"]),
+            }
+        )
+
+
+def new_batch(size: int = 0) -> Mapped:
     """Nothing yet, of a chunk of this many bytes."""
-    return Mapped(np.zeros(0, np.int64), stage, 0, 0, size)
+    return Mapped(np.zeros(0, np.int32), 0, 0, size)
 
 
-def map_chunk(encoder: Encoder, chunk: Chunk, stage: str, proof: int | None) -> Mapped:
-    """The records of one chunk; their documents are written to the new file `stage`."""
-    out = new_batch(stage, len(chunk.payload))
+def map_chunk(encoder: Encoder, chunk: Chunk, sink: Any, proof: int | None) -> Mapped:
+    """What becomes of the records of one chunk; their documents are written to `sink`, an open file, as Arrow IPC."""
+    out = new_batch(len(chunk.payload))
     out.source, out.first_row = chunk.source, chunk.first_row
     lengths: list[int] = []
-    with pa.OSFile(stage, "wb") as file, pa.ipc.new_file(file, DOCUMENT_SCHEMA) as writer:
+    options = pa.ipc.IpcWriteOptions(use_threads=False)
+    with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), DOCUMENT_SCHEMA, options=options) as writer:
         add_records(encoder, chunk, out, lengths, writer, None, proof)
-    out.lengths = np.array(lengths, np.int64)
+    out.lengths = np.array(lengths, np.int32)
     return out
 
 

@@ -353,7 +353,7 @@ def test_demo_makes_a_dataset_explains_it_and_never_overwrites(
     assert run(*commands[0].split()[1:]).code == 0
 
 
-def test_control_c_is_130_and_leaves_nothing(tmp_path: Path) -> None:
+def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "Why? " * 200}, {"role": "assistant", "content": "A."}]}
     (tmp_path / "a.jsonl").write_text((json.dumps(chat) + "\n") * 40_000, encoding="utf-8")
     command = [sys.executable, "-m", "maskpipe", "prepare", tmp_path / "a.jsonl", tmp_path / "out", *SMALL[:-1], "2"]
@@ -365,13 +365,17 @@ def test_control_c_is_130_and_leaves_nothing(tmp_path: Path) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out.tmp-*/.stage")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("out.partial/commits/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "interrupted; nothing was published\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert (process.returncode, out) == (130, "")
+    assert err == (
+        f"interrupted; nothing was published. What is finished is kept in {tmp_path}/out.partial: run the same command "
+        "again to go on\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out.partial"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(dataset: Path) -> None:

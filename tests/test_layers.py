@@ -10,13 +10,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "maskpipe"
 LAYERS = [
     {"errors", "_core"},
-    {"roles", "strict_json"},
+    {"commit", "durable", "roles", "strict_json"},
     {"document", "recipe", "demo_data", "vocabulary"},
     {"chat", "policy", "added_tokens"},
     {"sources", "template", "tokenizer"},
     {"encoder", "pack", "partitions", "pool"},
-    {"fit", "rules", "shards"},
-    {"summary", "card", "stats", "export", "explain", "records"},
+    {"fit", "partial", "rules", "shards"},
+    {"summary", "card", "stats", "export", "explain", "records", "tasks"},
     {"pipeline"},
     {"cli", "__main__", "demo", "recipe_flags"},
 ]

@@ -138,9 +138,9 @@ def test_a_bad_record_stops_with_file_line_and_what_to_do_and_leaves_nothing(tmp
 def test_a_bad_record_in_a_worker_process_is_the_same_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CHUNK_BYTES", 256)
     path = chats_with(tmp_path, "{not json")
-    with pytest.raises(RecordError, match=r"chats\.jsonl:4: "):
+    with pytest.raises(RecordError, match=r"chats\.jsonl:4: .*out\.partial: run the same command again"):
         maskpipe.prepare(path, tmp_path / "out", tokenizer=TOKENIZER, workers=2)
-    assert sorted(os.listdir(tmp_path)) == ["chats.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["chats.jsonl", "out.partial"]
 
 
 def test_rejected_records_are_listed_and_counted(tmp_path: Path) -> None:
@@ -172,13 +172,17 @@ def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
     assert bytes_of(out) == {"thesis.tex": b"mine"}
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_finished_work_and_the_same_command_goes_on(tmp_path: Path) -> None:
     def interrupt(records: int, size: int, rejected: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="run the same command again"):
         maskpipe.prepare(demo_data.chats(), tmp_path / "out", tokenizer=TOKENIZER, workers=1, progress=interrupt)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["out.partial"]
+    maskpipe.prepare(demo_data.chats(), tmp_path / "out", tokenizer=TOKENIZER, workers=1)
+    assert os.listdir(tmp_path) == ["out"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["tasks"]["found"] == {"map": 1}
 
 
 def test_every_conversation_can_be_proved_by_shadow_rendering(tmp_path: Path) -> None:

@@ -13,18 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xxhash
 
 from maskpipe import _core
+from maskpipe.durable import HashingFile, place, sync_directory, temporary, write_all
 from maskpipe.errors import DatasetError, UsageError
 from maskpipe.pack import Pieces
 from maskpipe.shards import rows as rows_module
@@ -59,7 +57,7 @@ def create_directory(directory: str | Path) -> Path:
             f"{path}: the output directory is not empty; it holds {_names(present)}. Nothing is overwritten: "
             "choose a new directory"
         )
-    _sync_directory(path.absolute().parent)
+    sync_directory(path.absolute().parent)
     return path
 
 
@@ -92,8 +90,8 @@ def write_shard(
     )
     schema = sequence_schema(sequence_length, metadata)
     counts, digests, first = [], [], 0
-    with _temporary(path) as (temporary, descriptor):
-        sink = _HashingSink(descriptor)
+    with temporary(path) as (unfinished, descriptor):
+        sink = HashingFile(descriptor, REGION_SIZE)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=_OPTIONS) as stream:
             for rows in _lay_out(columns, pieces, sequence_length, pad_id):
                 wrong = rows_module.check(rows, sequence_length=sequence_length, vocab_size=vocab_size, pad_id=pad_id)
@@ -107,7 +105,7 @@ def write_shard(
                 first += len(rows)
         sha256, regions = sink.finish()
         name = f"part-{index:05d}-{sha256[:16]}.arrow"
-        _place(path, temporary, descriptor, name, sha256)
+        place(path, unfinished, descriptor, name, sha256)
     return ShardRecord(Shard(name, sink.position, sha256, regions, Counts.total(counts)), b"".join(digests))
 
 
@@ -143,7 +141,7 @@ def publish(
     made: list[str] = []
     try:
         for name, content in contents.items():
-            with _temporary(path) as (temporary, descriptor):
+            with temporary(path) as (unfinished, descriptor):
                 sha256, size = _write(descriptor, content)
                 if name in listed and (sha256, size) != (listed[name].sha256, listed[name].size):
                     raise DatasetError(
@@ -151,65 +149,18 @@ def publish(
                     )
                 os.fsync(descriptor)
                 if name == MANIFEST:
-                    _sync_directory(path)  # all that the manifest speaks of is on the disk before the manifest is
+                    sync_directory(path)  # all that the manifest speaks of is on the disk before the manifest is
                 if not replace and os.path.lexists(path / name):
                     raise DatasetError(
                         f"{path}: {name} appeared while the dataset was being published; is another run writing here?"
                     )
-                os.rename(path / temporary, path / name)
+                os.rename(path / unfinished, path / name)
                 made.append(name)
-        _sync_directory(path)
+        sync_directory(path)
     except BaseException:
         for name in reversed(made):
             os.unlink(path / name)
         raise
-
-
-class _HashingSink:
-    """A file for Arrow to write to, that hashes what passes: SHA-256 over all, xxh3_64 per region."""
-
-    closed = False
-
-    def __init__(self, descriptor: int) -> None:
-        self.position = 0
-        self._descriptor = descriptor
-        self._sha256 = hashlib.sha256()
-        self._regions: list[str] = []
-        self._pending = bytearray()
-
-    def write(self, data: Any) -> int:
-        with memoryview(data).cast("B") as view:
-            size = len(view)
-            taken = 0
-            while taken < size:
-                piece = view[taken : taken + REGION_SIZE - len(self._pending)]
-                self._pending += piece
-                taken += len(piece)
-                if len(self._pending) == REGION_SIZE:
-                    self._region()
-        self.position += size
-        return size
-
-    def tell(self) -> int:
-        return self.position
-
-    def flush(self) -> None:
-        """Nothing: a region is written when it is full, the last one by finish."""
-
-    def close(self) -> None:
-        """Nothing: the descriptor belongs to the caller."""
-
-    def finish(self) -> tuple[str, str]:
-        """SHA-256 of the file, and the region hashes as the manifest lists them; all bytes are with the system."""
-        if self._pending:
-            self._region()
-        return self._sha256.hexdigest(), "".join(self._regions)
-
-    def _region(self) -> None:
-        self._sha256.update(self._pending)
-        self._regions.append(xxhash.xxh3_64_hexdigest(self._pending))
-        _write_all(self._descriptor, self._pending)
-        self._pending = bytearray()
 
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression=None, use_threads=False)
@@ -294,33 +245,6 @@ def _place_weights(
     return placed[inside], per_row
 
 
-@contextmanager
-def _temporary(directory: Path) -> Iterator[tuple[str, int]]:
-    """A new hidden file, as (name, descriptor); removed at the end unless it was renamed."""
-    name = f".tmp-{os.getpid()}-{secrets.token_hex(8)}"
-    descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        yield name, descriptor
-    finally:
-        os.close(descriptor)
-        if os.path.lexists(directory / name):
-            os.unlink(directory / name)
-
-
-def _place(directory: Path, temporary: str, descriptor: int, name: str, sha256: str) -> None:
-    """Renames a finished temporary file to its content's name, unless that is there already with the same content."""
-    os.fsync(descriptor)
-    if os.path.lexists(directory / name):
-        if not (directory / name).is_file() or (directory / name).is_symlink():
-            raise DatasetError(f"{directory}: {name} is there but is no regular file; move it away")
-        with open(directory / name, "rb") as present:
-            if hashlib.file_digest(present, "sha256").hexdigest() != sha256:
-                raise DatasetError(f"{directory}: {name} is there with other content than its name says; move it away")
-    else:
-        os.rename(directory / temporary, directory / name)
-    _sync_directory(directory)
-
-
 def _check_present(directory: Path, manifest: Manifest, ours: set[str]) -> None:
     try:
         present = {name for name in os.listdir(directory) if not name.startswith(".")}
@@ -342,7 +266,7 @@ def _write(descriptor: int, content: bytes | Path) -> tuple[str, int]:
     for block in _blocks(content):
         digest.update(block)
         size += len(block)
-        _write_all(descriptor, block)
+        write_all(descriptor, block)
     return digest.hexdigest(), size
 
 
@@ -353,20 +277,6 @@ def _blocks(content: bytes | Path) -> Iterator[bytes]:
     with content.open("rb") as stream:
         while block := stream.read(REGION_SIZE):
             yield block
-
-
-def _write_all(descriptor: int, data: bytes | bytearray) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _names(names: list[str]) -> str:
