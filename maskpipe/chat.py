@@ -28,7 +28,6 @@ Whatever cannot be read is a RecordError with a reason; nothing is guessed and n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +104,8 @@ SHAREGPT_ROLES = {
 }
 REASONING_KEYS = ("reasoning", "thinking")
 WEIGHT_KEYS = ("train", "weight", "loss_weight")
+MAX_WEIGHT = 1e30
+"""Weights are stored as float32, and products with a loss must stay finite."""
 TEXT_PARTS = ("text", "thinking", "reasoning")
 MEDIA_PARTS = ("image", "audio", "video", "file", "document")
 RESERVED_KWARGS = ("messages", "tools", "documents", "add_generation_prompt")
@@ -476,8 +477,8 @@ def _weight(raw: Mapping[str, Json], path: Path) -> float | None:
         value = raw.get(key)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise _wrong_type(value, (*path, key), "a number, 0 or more", "bad_weight")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_WEIGHT:
+            raise _wrong_type(value, (*path, key), f"a number from 0 to {MAX_WEIGHT:g}", "bad_weight")
         if weight is not None and weight != float(value):
             raise RecordError(
                 f"{json_path(path)} has both weight and loss_weight, and they differ", reason="bad_weight"

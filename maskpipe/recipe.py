@@ -120,14 +120,16 @@ class Recipe:
     @staticmethod
     def load(path: str | Path) -> Recipe:
         """The recipe in a YAML file."""
-        import yaml  # late: it would be a tenth of what `maskpipe --help` costs
+        from maskpipe import strict_yaml  # late: it would be a tenth of what `maskpipe --help` costs
 
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = strict_yaml.parse(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not valid YAML: {error}") from None
+        except ValueError as error:
+            raise UsageError(f"{path}: {error}") from None
         if not isinstance(values, dict):
             raise UsageError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
         return Recipe.from_dict(values, where=str(path))

@@ -144,8 +144,10 @@ class Tokenizer:
         self._config: Config = {key: config.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")}
         try:
             self._library = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"].decode())
-        except Exception as error:
-            raise TokenizerError(f"{name}: the tokenizers library cannot load tokenizer.json: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in the library is no Exception
+            raise TokenizerError(f"{name}: the tokenizers library cannot load tokenizer.json: {error}") from None
         self._library.no_truncation()
         self._library.no_padding()
         settings = self._settings()
@@ -194,7 +196,7 @@ class Tokenizer:
             return json.loads(self.files[file])
         except KeyError:
             raise UsageError(f"{self.name}: there is no {file}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TokenizerError(f"{self.name}: {file} is no valid JSON: {error}") from error
 
     def _settings(self) -> Config:

@@ -22,6 +22,8 @@ import numpy.typing as npt
 from maskpipe.errors import TokenizerError
 
 Config = dict[str, Any]
+MAX_VOCABULARY = 1 << 24
+"""Ids; tables are as long as the largest one. Real vocabularies have up to some 300,000."""
 Lead = Literal["start", "after_token", "after_normalized", "cut"]
 """What stands before a stretch of text: nothing, an added token found in the raw text, one found in the normalised
 text, or text that was encoded apart from it. It decides where the tokenizer adds a space of its own."""
@@ -196,4 +198,16 @@ def check_config(config: Any, name: str) -> Config:
         raise TokenizerError(
             f"{name}: the model has dropout {config['model']['dropout']}, so its ids are random; set it to null"
         )
+    tokens = config.get("added_tokens") or []
+    ids = [*model_ids(config), *(token.get("id") for token in tokens if isinstance(token, dict))]
+    wild = next((id for id in ids if isinstance(id, int) and not 0 <= id < MAX_VOCABULARY), None)
+    if wild is not None:
+        raise TokenizerError(f"{name}: the id {wild} is not in [0, {MAX_VOCABULARY:,}), so no model can have it")
+    if any(isinstance(token, dict) and token.get("content") == "" for token in tokens):
+        raise TokenizerError(f"{name}: an added token has no text; take it out of tokenizer.json")
     return config
+
+
+def model_ids(config: Config) -> list[Any]:
+    vocabulary = config["model"]["vocab"]
+    return list(vocabulary.values()) if isinstance(vocabulary, dict) else []

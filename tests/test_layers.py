@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "maskpipe"
 LAYERS = [
     {"errors", "_core"},
-    {"commit", "durable", "roles", "strict_json"},
+    {"commit", "durable", "roles", "strict_json", "strict_yaml"},
     {"document", "recipe", "demo_data", "vocabulary"},
     {"chat", "policy", "added_tokens"},
     {"sources", "template", "tokenizer"},

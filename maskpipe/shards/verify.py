@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from maskpipe import strict_yaml
 from maskpipe.errors import DatasetError
 from maskpipe.shards.chunks import read_chunks
 from maskpipe.shards.format import (
@@ -113,9 +113,9 @@ def read_file(directory: Path, entry: File) -> bytes:
 def _check_recipe(directory: Path, manifest: Manifest) -> None:
     with Member(directory, RECIPE) as member:
         try:
-            recipe = yaml.safe_load(member.read_all())
-        except yaml.YAMLError as error:
-            raise DatasetError(f"{member.where}: not valid YAML: {str(error).splitlines()[0]}") from None
+            recipe = strict_yaml.parse(member.read_all())
+        except ValueError as error:
+            raise DatasetError(f"{member.where}: {error}") from None
     if recipe != manifest.recipe:
         raise DatasetError(f"{directory / RECIPE}: is not the recipe in {MANIFEST}; {REPAIR}")
 

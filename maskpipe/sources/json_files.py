@@ -81,7 +81,7 @@ def _cut_lines(blocks: Iterator[bytes], reading: Reading) -> Iterator[Chunk]:
         nonlocal line
         payload = bytes(buffer[:end])
         del buffer[:end]
-        count = sum(1 for entry in payload.split(b"\n") if entry.strip())
+        count = 0 if payload.isspace() else sum(1 for entry in payload.split(b"\n") if entry.strip())
         newlines = payload.count(b"\n")
         reading.blank_lines += newlines + (not payload.endswith(b"\n") and bool(payload)) - count
         chunk = reading.chunk("lines", payload, count, first_line=line) if count else None

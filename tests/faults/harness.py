@@ -45,7 +45,7 @@ class Fault:
     or "some" of both, by chance."""
 
     def __str__(self) -> str:
-        return f"{self.power and 'power loss, dropping ' + self.power or self.kind} at call {self.point}"
+        return f"{(self.power and 'power loss, dropping ' + self.power) or self.kind} at call {self.point}"
 
 
 @dataclass
@@ -85,7 +85,8 @@ class Faults:
     def __init__(self, scratch: Path, shim: Path, *, records: int = 10) -> None:
         self.scratch = scratch
         memory = Path("/dev/shm")
-        self._memory = Path(tempfile.mkdtemp(prefix="maskpipe-faults-", dir=memory if os.access(memory, os.W_OK) else scratch))
+        where = memory if os.access(memory, os.W_OK) else scratch
+        self._memory = Path(tempfile.mkdtemp(prefix="maskpipe-faults-", dir=where))
         self.area = self._memory / "area"
         self.out = self.area / "out"
         self.shadow = self._memory / "shadow"

@@ -84,7 +84,9 @@ def serve(tokenizer: Tokenizer, request: dict[str, Any]) -> dict[str, Any]:
 def orphans(group: int, grace: float) -> int:
     """Processes of the job that are still there when it has ended and `grace` seconds have passed; they are killed."""
     deadline = time.monotonic() + grace
-    while left := [process for process in map(int, filter(str.isdigit, os.listdir("/proc"))) if in_group(process, group)]:
+    while left := [
+        process for process in map(int, filter(str.isdigit, os.listdir("/proc"))) if in_group(process, group)
+    ]:
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
