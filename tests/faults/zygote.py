@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import maskpipe
-from maskpipe import demo_data, partitions, sources
+from maskpipe import demo_data, partitions
 from maskpipe.errors import MaskpipeError
 from maskpipe.recipe import Recipe
+from maskpipe.sources import limits
 from maskpipe.tokenizer import Tokenizer
 
 RECIPE = Recipe(sequence_length=256, on_bad_record="reject")
@@ -30,7 +31,7 @@ RECIPE = Recipe(sequence_length=256, on_bad_record="reject")
 
 def small_steps() -> None:
     """Chunks of a few records, partitions of one chunk, shards of a few rows."""
-    sources.CHUNK_BYTES = 1 << 10
+    limits.CHUNK_BYTES = 700
     partitions.PARTITION_TOKENS = 400
     partitions.PARTITION_SEQUENCES = 1
     partitions.SHARD_BYTES = 4 * 256 * 2
