@@ -13,21 +13,9 @@ from hypothesis import strategies as st
 from maskpipe.chat import Conversation, Text, read_record
 from maskpipe.errors import RecordError, UsageError
 from maskpipe.recipe import Recipe
+from tests.chats import chat, refusal
 
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-
-
-def chat(record: Any, **recipe: Any) -> Conversation:
-    read = read_record(record, Recipe(**recipe))
-    assert isinstance(read, Conversation)
-    assert len(read.messages) == len(read.weights) == len(read.paths)
-    return read
-
-
-def refusal(record: Any, **recipe: Any) -> RecordError:
-    with pytest.raises(RecordError) as caught:
-        read_record(record, Recipe(**recipe))
-    return caught.value
 
 
 # --- the shapes
