@@ -27,7 +27,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text as Shown
 
-from maskpipe.chat import Conversation, Text, read_record
+from maskpipe.branches import encode_all, joined
+from maskpipe.chat import Conversation, Text, read_all
 from maskpipe.encoder import Encoder
 from maskpipe.errors import RecordError, UsageError
 from maskpipe.fit import Finding
@@ -392,11 +393,12 @@ def explain_record(
     try:
         if isinstance(record, RecordError):
             raise record
-        out.conversation = read_record(record, encoder.recipe, row=row)
+        read = read_all(record, encoder.recipe, row=row)
     except RecordError as error:
         out.refused = error
         return out
-    encoded = encoder.encode(out.conversation)
+    out.conversation = joined(read)
+    encoded = encode_all(encoder, read).encoded
     out.documents, out.refused, out.turns = encoded.documents, encoded.refused, encoded.turns
     out.counts = {name: n for name, n in encoded.counts.items() if n}
     out.lost = [str(lost) for lost in encoded.lost]

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from maskpipe.chat import Conversation, read_record
+from maskpipe.branches import encode_all
+from maskpipe.chat import Conversation, Read, read_all
 from maskpipe.commit import pack_array, unpack_array
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
@@ -113,7 +114,7 @@ def add_records(
                 ) from None
             _reject(out, chunk, row, error)
             continue
-        encoded = encoder.encode(parsed)
+        encoded = encode_all(encoder, parsed).encoded
         out.counts.update(encoded.counts)
         out.dropped += [
             {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
@@ -124,10 +125,11 @@ def add_records(
         out.kept += 1
         out.loss_tokens += sum(int(document.loss_mask.sum()) for document in encoded.documents)
         lengths += [len(document) for document in encoded.documents]
-        if isinstance(parsed, Conversation):
-            out.role_names |= {str(m["role"]) for m in parsed.messages if m["role"] not in ROLE_NAMES}
-            if proof is not None and (proof < 0 or row < proof):
-                _prove(encoder, parsed, out, chunk.place(row))
+        for item in parsed.items:
+            if isinstance(item, Conversation):
+                out.role_names |= {str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES}
+                if proof is not None and (proof < 0 or row < proof):
+                    _prove(encoder, item, out, chunk.place(row))
         if writer is None:
             out.runs += sum(map(_n_runs, encoded.documents))
         else:
@@ -145,9 +147,9 @@ def _n_runs(document: Document) -> int:
     return 1 + int(np.count_nonzero(np.any([np.diff(fact) != 0 for fact in facts], axis=0)))
 
 
-def _parsed(record: Any, recipe: Recipe, chunk: Chunk, row: int) -> Any:
+def _parsed(record: Any, recipe: Recipe, chunk: Chunk, row: int) -> Read:
     try:
-        return read_record(record, recipe, source=chunk.source, row=row)
+        return read_all(record, recipe, source=chunk.source, row=row)
     except RecordError as error:
         raise RecordError(f"{chunk.place(row)}: {error}", error.reason) from None
 

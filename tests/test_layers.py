@@ -16,7 +16,7 @@ LAYERS = [
     {"sources", "template", "tokenizer"},
     {"encoder", "pack", "partitions", "pool"},
     {"fit", "partial", "rules", "shards"},
-    {"summary", "card", "stats", "export", "explain", "records", "tasks"},
+    {"summary", "card", "stats", "export", "explain", "branches", "records", "tasks"},
     {"pipeline"},
     {"cli", "__main__", "demo", "recipe_flags"},
 ]
