@@ -59,9 +59,8 @@ def test_a_record_is_kept_while_one_of_its_conversations_is(tmp_path: Path) -> N
     assert made.manifest.records == 4 and made.manifest.records_kept == 3
     assert made.manifest.rejected == {"nothing_to_train": 1}
     assert made.manifest.dropped == {"conversation_nothing_to_train": 1}
-    counted = Counter(
-        {name: n for name, n in made.counts.items() if name.startswith(("conversations", "tree", "records"))}
-    )
+    said = ("conversations", "tree", "records")
+    counted = Counter({name: n for name, n in made.counts.items() if name.startswith(said)})
     assert counted == {
         "conversations": 7,
         "conversations_refused": 1,
