@@ -244,6 +244,109 @@ def export(
     return CLEAN
 
 
+@app.command(usage="Usage: maskpipe diff A B", sort_key=6)
+def diff(
+    a: Annotated[str, Parameter("A", group=_INPUT, help="A dataset.")],
+    b: Annotated[str, Parameter("B", group=_INPUT, help="Another one.")],
+    /,
+    *,
+    examples: Annotated[int, Parameter(group=_INPUT, help="Records to show.")] = 5,
+    format: FormatFlag = "human",
+) -> int:
+    """Say what two datasets say differently, record by record. Exit code 1 when anything differs.
+
+    maskpipe diff out out-new
+    maskpipe diff out out-new --format json
+    """
+    from maskpipe import diff as comparing
+
+    found = comparing.diff(a, b, examples=examples)
+    _print(found.to_dict() if format == "json" else str(found))
+    return CLEAN if found.same else FINDINGS
+
+
+@app.command(usage="Usage: maskpipe repack OUT NEW [--sequence-length N] [--packing METHOD]", sort_key=6)
+def repack(
+    out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")],
+    new: Annotated[str, Parameter(group=_INPUT, help="New directory.")],
+    /,
+    *,
+    sequence_length: Annotated[int | None, Parameter(group=_INPUT, help="Tokens per packed row.")] = None,
+    packing: Annotated[
+        Literal["best_fit", "first_fit", "concat_split", "none"] | None,
+        Parameter(group=_INPUT, help="How documents fill sequences; as it was by default."),
+    ] = None,
+    format: FormatFlag = "human",
+) -> int:
+    """Pack the documents of a dataset anew, without tokenizing: the bytes that prepare would make, or a refusal.
+
+    maskpipe repack out out-4k --sequence-length 4096
+    maskpipe repack out out-unpacked --packing none
+    """
+    from maskpipe import repack as repacking
+
+    if sequence_length is None and packing is None:
+        raise UsageError(
+            "repack needs --sequence-length or --packing; such as: maskpipe repack out out-4k --sequence-length 4096"
+        )
+    made = repacking.repack(out, new, sequence_length=sequence_length, packing=packing)
+    _print(made.to_dict() if format == "json" else str(made))
+    return CLEAN
+
+
+AllowRepeats = Annotated[
+    bool, Parameter(group=_INPUT, negative=(), help="Take a source that is there already once more, and count it.")
+]
+
+
+@app.command(usage="Usage: maskpipe merge A B... NEW", sort_key=6)
+def merge(
+    *paths: Annotated[
+        str, Parameter("A B... NEW", group=_INPUT, help="Datasets of one recipe and tokenizer, then the new directory.")
+    ],
+    allow_repeats: AllowRepeats = False,
+    format: FormatFlag = "human",
+) -> int:
+    """Make one dataset of several that were prepared with the same recipe and tokenizer.
+
+    maskpipe merge out-a out-b out
+    """
+    from maskpipe import merge as merging
+
+    if len(paths) < 3:
+        raise UsageError("merge needs at least two datasets and NEW; such as: maskpipe merge out-a out-b out")
+    made = merging.merge(paths[:-1], paths[-1], allow_repeats=allow_repeats)
+    _print(made.to_dict() if format == "json" else str(made))
+    return CLEAN
+
+
+@app.command(usage="Usage: maskpipe append OUT SOURCE... NEW", sort_key=6)
+def append(
+    *paths: Annotated[
+        str, Parameter("OUT SOURCE... NEW", group=_INPUT, help="A dataset, new sources, then the new directory.")
+    ],
+    split: SplitFlag = None,
+    workers: Annotated[int | None, Parameter(group=_INPUT, help="Processes; one per core by default.")] = None,
+    allow_repeats: AllowRepeats = False,
+    format: FormatFlag = "human",
+) -> int:
+    """Prepare new sources with a dataset's own recipe and tokenizer, and make one dataset of both. OUT stays as it is.
+
+    maskpipe append out more.jsonl out-new
+    """
+    from maskpipe import merge as merging
+
+    if len(paths) < 3:
+        raise UsageError("append needs OUT, SOURCE and NEW; such as: maskpipe append out more.jsonl out-new")
+    with _progress() as progress:
+        made = merging.append(
+            paths[0], list(paths[1:-1]), paths[-1], split=split, workers=workers, allow_repeats=allow_repeats,
+            progress=progress,
+        )  # fmt: skip
+    _print(made.to_dict() if format == "json" else str(made))
+    return CLEAN
+
+
 @recipe_app.command(usage="Usage: maskpipe recipe show [OPTIONS]")
 def show(*, recipe: RecipeFile = None, flags: Flags = None) -> int:
     """Print a recipe as YAML, every key resolved: the defaults, a file, and flags on top.

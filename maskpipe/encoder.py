@@ -119,7 +119,7 @@ class Encoder:
         out = Encoded()
         try:
             documents = self._text(record, out) if isinstance(record, Text) else self._chat(record, out)
-            out.documents = self._trainable(self._fit(documents, out), out)
+            out.documents = fit_lengths(documents, self.recipe, out)
         except RecordError as error:
             out.refused = error
         return out
@@ -313,56 +313,6 @@ class Encoder:
         )
         return [with_loss(document, self.policy)]
 
-    # -- length, and what is left to train
-
-    def _fit(self, documents: list[Document], out: Encoded) -> list[Document]:
-        """Documents longer than a sequence, as the recipe says."""
-        limit = self.recipe.sequence_length
-        if self.recipe.packing == "concat_split":
-            return documents
-        kept = []
-        for document in documents:
-            size = len(document)
-            if size <= limit:
-                kept.append(document)
-            elif self.recipe.on_too_long == "refuse":
-                out.counts["tokens_dropped_too_long"] += sum(map(len, documents))
-                raise RecordError(
-                    f"a document has {size:,} tokens, a sequence holds {limit:,}; raise --sequence-length or choose "
-                    "--on-too-long drop or truncate",
-                    reason="too_long",
-                )
-            elif self.recipe.on_too_long == "split" and _is_text(document):
-                out.counts["documents_split"] += 1
-                kept += [_slice(document, start, start + limit) for start in range(0, size, limit)]
-            else:
-                fits = _whole_turns(document, limit) if self.recipe.on_too_long == "truncate" else 0
-                if fits:
-                    out.counts["documents_truncated"] += 1
-                    out.counts["tokens_truncated"] += size - fits
-                    kept.append(_slice(document, 0, fits))
-                else:
-                    out.counts["tokens_dropped_too_long"] += size
-                    out.dropped.append((document.turn, "too_long"))
-        if documents and not kept:
-            raise RecordError(
-                f"every document of the record is longer than a sequence of {limit:,} tokens, and no whole turn fits",
-                reason="too_long",
-            )
-        return kept
-
-    def _trainable(self, documents: list[Document], out: Encoded) -> list[Document]:
-        kept = []
-        for document in documents:
-            if document.loss_mask.any():
-                kept.append(document)
-            else:
-                out.counts["tokens_dropped_nothing_to_train"] += len(document)
-                out.dropped.append((document.turn, "nothing_to_train"))
-        if not kept:
-            raise RecordError("no token of the record gets loss under this recipe", reason="nothing_to_train")
-        return kept
-
 
 def _shown(messages: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
     """The messages as the template is to see them."""
@@ -461,6 +411,59 @@ def with_loss(document: Document, policy: Policy) -> Document:
     """The document with Flag.LOSS as the policy decides."""
     flags = document.flags & np.uint8(0xFF ^ Flag.LOSS)
     return replace(document, flags=flags | policy.loss(document) * np.uint8(Flag.LOSS))
+
+
+def fit_lengths(documents: list[Document], recipe: Recipe, out: Encoded) -> list[Document]:
+    """The documents of one record, those longer than a sequence as the recipe wants them, and only those with something
+    left to train. What became of the others is counted in `out`; RecordError when nothing is left."""
+    return _trainable(documents if recipe.packing == "concat_split" else _fit(documents, recipe, out), out)
+
+
+def _fit(documents: list[Document], recipe: Recipe, out: Encoded) -> list[Document]:
+    limit = recipe.sequence_length
+    kept = []
+    for document in documents:
+        size = len(document)
+        if size <= limit:
+            kept.append(document)
+        elif recipe.on_too_long == "refuse":
+            out.counts["tokens_dropped_too_long"] += sum(map(len, documents))
+            raise RecordError(
+                f"a document has {size:,} tokens, a sequence holds {limit:,}; raise --sequence-length or choose "
+                "--on-too-long drop or truncate",
+                reason="too_long",
+            )
+        elif recipe.on_too_long == "split" and _is_text(document):
+            out.counts["documents_split"] += 1
+            kept += [_slice(document, start, start + limit) for start in range(0, size, limit)]
+        else:
+            fits = _whole_turns(document, limit) if recipe.on_too_long == "truncate" else 0
+            if fits:
+                out.counts["documents_truncated"] += 1
+                out.counts["tokens_truncated"] += size - fits
+                kept.append(_slice(document, 0, fits))
+            else:
+                out.counts["tokens_dropped_too_long"] += size
+                out.dropped.append((document.turn, "too_long"))
+    if documents and not kept:
+        raise RecordError(
+            f"every document of the record is longer than a sequence of {limit:,} tokens, and no whole turn fits",
+            reason="too_long",
+        )
+    return kept
+
+
+def _trainable(documents: list[Document], out: Encoded) -> list[Document]:
+    kept = []
+    for document in documents:
+        if document.loss_mask.any():
+            kept.append(document)
+        else:
+            out.counts["tokens_dropped_nothing_to_train"] += len(document)
+            out.dropped.append((document.turn, "nothing_to_train"))
+    if not kept:
+        raise RecordError("no token of the record gets loss under this recipe", reason="nothing_to_train")
+    return kept
 
 
 def _slice(document: Document, start: int, stop: int) -> Document:

@@ -77,7 +77,9 @@ def test_python_m_is_the_command() -> None:
     assert ran.stdout.startswith("MP102 no-stop-token")
 
 
-@pytest.mark.parametrize("command", ["prepare", "demo", "explain", "stats", "verify", "export", "rule"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "demo", "explain", "stats", "verify", "export", "rule", "diff", "repack", "merge", "append"]
+)
 def test_every_help_begins_with_examples(command: str, run: Any) -> None:
     ran = run(command, "-h")
     assert ran.code == 0
@@ -383,3 +385,33 @@ def test_a_reader_that_has_seen_enough_is_no_error(dataset: Path) -> None:
     ran = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("chats.jsonl:72")
+
+
+def test_the_commands_that_make_datasets_of_datasets(tmp_path: Path, run: Any) -> None:
+    chats, tokenizer = demo_data.chats(), demo_data.tokenizer()
+    lines = chats.read_bytes().splitlines(keepends=True)
+    more = tmp_path / "more.jsonl"
+    more.write_bytes(b"".join(lines[:9]))
+    out = tmp_path / "out"
+    assert run("prepare", chats, out, "--tokenizer", tokenizer, "--sequence-length", 1024, "--workers", 1).code == 0
+
+    made = run("repack", out, tmp_path / "longer", "--sequence-length", 2048, "--format", "json")
+    assert made.code == 0
+    assert json.loads(made.out)["before"]["sequence_length"] == 1024
+    assert run("repack", out, tmp_path / "none").code == 2
+
+    found = run("diff", out, tmp_path / "longer")
+    assert found.code == 1
+    assert "recipe    sequence_length: 1024 -> 2048" in found.out
+    assert run("diff", out, out).code == 0
+    assert json.loads(run("diff", out, tmp_path / "longer", "--format", "json").out)["records"]["same"] == len(lines)
+    assert run("diff", out, tmp_path).code == 2
+
+    assert run("append", out, more, tmp_path / "new", "--workers", 1).code == 0
+    verified = run("verify", tmp_path / "new")
+    assert verified.code == 0
+    again = run("merge", out, tmp_path / "new", tmp_path / "twice")
+    assert again.code == 2
+    assert "--allow-repeats" in again.err
+    merged = json.loads(run("merge", out, out, tmp_path / "twice", "--allow-repeats", "--format", "json").out)
+    assert (merged["repeated_sources"], merged["records"]) == (["chats.jsonl"], 2 * len(lines))

@@ -16,8 +16,10 @@ LAYERS = [
     {"sources", "template", "tokenizer"},
     {"encoder", "pack", "partitions", "pool"},
     {"fit", "partial", "rules", "shards"},
+    {"digests"},
     {"summary", "card", "stats", "export", "explain", "branches", "records", "tasks"},
-    {"pipeline"},
+    {"derived"},
+    {"pipeline", "repack", "merge", "diff"},
     {"cli", "__main__", "demo", "recipe_flags"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

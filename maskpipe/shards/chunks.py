@@ -20,6 +20,7 @@ from maskpipe.shards.manifest import Manifest, json_lines
 
 TRUNCATED, SPLIT, TOO_LONG = "documents_truncated", "documents_split", "tokens_dropped_too_long"
 """Counts of what was done to documents for being longer than a sequence."""
+NOTHING = "tokens_dropped_nothing_to_train"
 
 
 @dataclass(frozen=True)

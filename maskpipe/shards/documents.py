@@ -111,6 +111,26 @@ def documents_to_table(documents: Sequence[Document]) -> pa.Table:
     return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
 
 
+def table_of(
+    *,
+    input_ids: tuple[Int32, Int64],
+    runs: tuple[Structs, Int64],
+    weights: tuple[Structs, Int64],
+    verdicts: tuple[Structs, Int64],
+    facts: Structs,
+) -> pa.Table:
+    """A table of DOCUMENT_SCHEMA from flat values and their offsets (int64 [documents + 1], from 0); positions count
+    from each document's first token. `facts` is DOCUMENT_DTYPE [documents]."""
+    columns = {
+        "input_ids": list_array(input_ids[1], pa.array(input_ids[0]), large=True),
+        "runs": list_array(runs[1], struct_array(runs[0], RUN), large=True),
+        "weights": list_array(weights[1], struct_array(weights[0], WEIGHT)),
+        "verdicts": list_array(verdicts[1], struct_array(verdicts[0], VERDICT)),
+        **{name: column_array(facts[name], DOCUMENT_SCHEMA.field(name)) for name in _SCALARS},
+    }
+    return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
+
+
 def table_to_documents(table: pa.Table) -> Iterator[Document]:
     """The documents of a table of DOCUMENT_SCHEMA, in order; arrays are read-only views of one buffer per chunk.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,30 @@ def write_shard(
     """
     if pieces.rows < 1:
         raise UsageError(f"shard {index} would have no rows; a shard has at least one")
+    return write_rows(
+        directory,
+        index,
+        _lay_out(table_columns(documents), pieces, sequence_length, pad_id),
+        sequence_length=sequence_length,
+        pad_id=pad_id,
+        vocab_size=vocab_size,
+        recipe_fingerprint=recipe_fingerprint,
+    )
+
+
+def write_rows(
+    directory: str | Path,
+    index: int,
+    batches: Iterable[Rows],
+    *,
+    sequence_length: int,
+    pad_id: int,
+    vocab_size: int,
+    recipe_fingerprint: str,
+) -> ShardRecord:
+    """Writes rows that are laid out already, a record batch of format.batch_rows (the last one fewer) at a time, as
+    shard number `index`. Otherwise as write_shard."""
     path = Path(directory)
-    columns = table_columns(documents)
     metadata = shard_metadata(
         recipe_fingerprint=recipe_fingerprint, sequence_length=sequence_length, vocab_size=vocab_size, pad_id=pad_id
     )
@@ -93,7 +115,7 @@ def write_shard(
     with temporary(path) as (unfinished, descriptor):
         sink = HashingFile(descriptor, REGION_SIZE)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=_OPTIONS) as stream:
-            for rows in _lay_out(columns, pieces, sequence_length, pad_id):
+            for rows in batches:
                 wrong = rows_module.check(rows, sequence_length=sequence_length, vocab_size=vocab_size, pad_id=pad_id)
                 if wrong is not None:
                     raise DatasetError(

@@ -1,0 +1,357 @@
+"""repack: the documents of a dataset in rows of another length, or packed another way, without tokenizing.
+
+    shards ─unpack─▶ documents, sorted back into the chunks they were made in ─▶ what the recipe does with those that
+    are too long now ─plan─▶ rows ─▶ shards
+
+The result is, byte for byte, what `prepare` makes of the same sources with that sequence length. Where this cannot be
+known from the dataset, repack refuses: rows that grow where documents were cut or dropped for length, and rows that
+shrink where a record would be rejected, or documents were cut before. Memory: the facts of each document (about 100
+bytes), one chunk, and one shard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from maskpipe.derived import listed, new_dataset, publish_derived, require_chunks, scratch_file
+from maskpipe.document import Document
+from maskpipe.encoder import Encoded, fit_lengths, with_loss
+from maskpipe.errors import DatasetError, RecordError, UsageError
+from maskpipe.pack import Method
+from maskpipe.partial import Partial
+from maskpipe.partitions import Stage, plan_shards
+from maskpipe.policy import Policy
+from maskpipe.recipe import Recipe
+from maskpipe.roles import Flag, Role
+from maskpipe.shards.chunks import NOTHING, SPLIT, TOO_LONG, TRUNCATED, ChunkEntry, read_chunks, total_counts
+from maskpipe.shards.documents import documents_to_table, table_to_documents
+from maskpipe.shards.format import DOCUMENT_DTYPE, DOCUMENT_SCHEMA, DROPPED, REJECTS
+from maskpipe.shards.manifest import Manifest, ShardRecord
+from maskpipe.shards.reader import Dataset
+from maskpipe.shards.reader import open as open_dataset
+from maskpipe.shards.rows import Int64
+from maskpipe.shards.unpack import Unpacked, join, unpack_shards
+from maskpipe.shards.writer import write_shard
+
+GROUP_TOKENS = 1 << 23
+"""Tokens that are sorted into chunks at a time."""
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """What a repacking made."""
+
+    path: Path
+    manifest: Manifest
+    counts: Counter[str]
+    """What was cut and dropped because it is longer than the new rows: documents_truncated, tokens_truncated, …"""
+    before: Manifest
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with stable keys."""
+        now, before = self.manifest, self.before
+        return {
+            "path": str(self.path),
+            "fingerprint": now.fingerprint,
+            "sequence_length": now.sequence_length,
+            "packing": now.recipe["packing"],
+            "sequences": now.totals.sequences,
+            "documents": now.totals.documents,
+            "tokens": now.totals.n_tokens,
+            "loss_tokens": now.totals.n_loss,
+            "fill": now.totals.fill,
+            "counts": {name: n for name, n in sorted(self.counts.items()) if n},
+            "before": {
+                "fingerprint": before.fingerprint,
+                "sequence_length": before.sequence_length,
+                "sequences": before.totals.sequences,
+                "tokens": before.totals.n_tokens,
+                "loss_tokens": before.totals.n_loss,
+                "fill": before.totals.fill,
+            },
+        }
+
+    def __str__(self) -> str:
+        now, before = self.manifest.totals, self.before.totals
+        gone = self.counts["tokens_truncated"] + sum(
+            n for name, n in self.counts.items() if name.startswith("tokens_dropped_")
+        )
+        return (
+            f"repacked  {before.sequences:,} sequences of {self.before.sequence_length:,} -> {now.sequences:,} of "
+            f"{self.manifest.sequence_length:,} ({self.path}), {self.seconds:.1f} s\n"
+            f"packing   fill {before.fill:.1%} -> {now.fill:.1%}\n"
+            f"tokens    {before.n_tokens:,} = {now.n_tokens:,} in shards + {gone:,} cut or dropped for length   "
+            f"loss {before.n_loss:,} -> {now.n_loss:,}"
+        )
+
+
+def repack(
+    out: str | Path, new: str | Path, *, sequence_length: int | None = None, packing: Method | None = None
+) -> Repacked:
+    """Packs the documents of dataset `out` anew into the new dataset `new`.
+
+    UsageError when `new` is there, the two do not go together, or the result could not be what prepare makes;
+    DatasetError when the dataset is damaged. Then nothing is published.
+    """
+    begun = time.monotonic()
+    with open_dataset(out) as dataset:
+        old = Recipe.from_dict(dataset.manifest.recipe, where=f"{out}/recipe.yaml")
+        changes = {"sequence_length": sequence_length, "packing": packing}
+        recipe = old.replace(**{key: value for key, value in changes.items() if value is not None})
+        chunks = require_chunks(dataset, read_chunks(dataset.path, dataset.manifest))
+        _check_allowed(dataset, old, recipe, chunks)
+        identity = {"from": dataset.manifest.fingerprint, "recipe": recipe.to_dict()}
+        with new_dataset(new, "repack", dataset, **identity) as partial:
+            documents = _Documents(dataset, recipe, chunks, partial)
+            stages = list(documents.stages(_scatter(dataset, chunks, partial)))
+            shards = list(_write(partial.dataset, stages, recipe, dataset.manifest))
+            manifest = publish_derived(
+                partial.dataset, shards, recipe=recipe, like=dataset, sources=dataset.manifest.sources,
+                records_kept=dataset.manifest.records_kept, rejects=listed(dataset, REJECTS),
+                dropped=documents.dropped, chunks=documents.chunks, role_names=dataset.manifest.role_names,
+                run={"made_by": "repack", "from": dataset.manifest.fingerprint},
+            )  # fmt: skip
+        return Repacked(Path(new), manifest, documents.counts, dataset.manifest, time.monotonic() - begun)
+
+
+# -- what is allowed
+
+
+def _check_allowed(dataset: Dataset, old: Recipe, recipe: Recipe, chunks: Sequence[ChunkEntry]) -> None:
+    if recipe.objective == "preference":
+        raise UsageError(f"{dataset.path}: preference pairs cannot be packed anew; prepare it anew")
+    before, after = _limit(old), _limit(recipe)
+    if before == after:
+        return
+    counts, manifest = total_counts(chunks), dataset.manifest
+    done = [
+        f"{n:,} documents {what}" for n, what in ((counts[TRUNCATED], "were cut"), (counts[SPLIT], "were split")) if n
+    ]
+    done += [f"{counts[TOO_LONG]:,} tokens were dropped"] if counts[TOO_LONG] else []
+    done += [f"{manifest.rejected['too_long']:,} records were rejected"] if manifest.rejected.get("too_long") else []
+    if done:
+        raise UsageError(
+            f"{dataset.path}: {' and '.join(done)} for being longer than {before:,} tokens, and what other rows would "
+            "keep of them is not in the dataset; prepare it anew from its sources"
+        )
+    # Documents without anything to train are gone; together they are no longer than their chunk counts.
+    if any(chunk.counts.get(NOTHING, 0) > after for chunk in chunks):
+        raise UsageError(
+            f"{dataset.path}: {manifest.dropped['nothing_to_train']:,} documents without anything to train were "
+            f"dropped, and whether rows of {after:,} tokens would hold them is not in the dataset; prepare it anew "
+            "from its sources"
+        )
+
+
+def _limit(recipe: Recipe) -> int:
+    """The longest document that stays as it is; concat_split cuts in packing only."""
+    return 2**31 - 1 if recipe.packing == "concat_split" else recipe.sequence_length
+
+
+# -- shards → entries sorted into chunks
+
+_ENTRY_SCHEMA = pa.schema(
+    [*DOCUMENT_SCHEMA, pa.field("start", pa.int32(), False), pa.field("length", pa.int32(), False)]
+)
+_Places = dict[int, list[tuple[Path, int]]]
+"""Chunk → where its entries lie: (scratch file, record batch)."""
+
+
+def _scatter(dataset: Dataset, chunks: Sequence[ChunkEntry], partial: Partial) -> _Places:
+    places: _Places = defaultdict(list)
+    for number, group in enumerate(_groups(dataset)):
+        chunk = _chunk_of(group.facts, chunks)
+        order = np.argsort(chunk, kind="stable")
+        table = group.table
+        for name in ("start", "length"):
+            table = table.append_column(_ENTRY_SCHEMA.field(name), pa.array(group.facts[name].copy()))
+        table = table.take(pa.array(order)).combine_chunks()
+        path = scratch_file(partial, "entries", number)
+        bounds = np.flatnonzero(np.diff(chunk[order], prepend=-1)).tolist()
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _ENTRY_SCHEMA) as writer:
+            for batch, (first, stop) in enumerate(zip(bounds, [*bounds[1:], len(order)], strict=True)):
+                writer.write_batch(table.slice(first, stop - first).to_batches()[0])
+                places[int(chunk[order[first]])].append((path, batch))
+    return places
+
+
+def _groups(dataset: Dataset) -> Iterator[Unpacked]:
+    """The entries of the dataset, about GROUP_TOKENS at a time."""
+    parts: list[Unpacked] = []
+    tokens = 0
+    for _, part in unpack_shards(dataset):
+        parts.append(part)
+        tokens += len(part.table["input_ids"].combine_chunks().values)
+        if tokens >= GROUP_TOKENS:
+            yield _together(parts)
+            parts, tokens = [], 0
+    if parts:
+        yield _together(parts)
+
+
+def _together(parts: list[Unpacked]) -> Unpacked:
+    return Unpacked(
+        pa.concat_tables([part.table for part in parts]).combine_chunks(), np.concatenate([p.facts for p in parts])
+    )
+
+
+def _chunk_of(facts: np.ndarray[Any, np.dtype[np.void]], chunks: Sequence[ChunkEntry]) -> Int64:
+    """[entries] the chunk that each entry's record was read in."""
+    first = np.array([(chunk.source, chunk.row) for chunk in chunks if chunk.records], "i8,i8")
+    number = np.array([number for number, chunk in enumerate(chunks) if chunk.records], np.int64)
+    order = np.argsort(first, order=("f0", "f1"))
+    records = np.empty(len(facts), "i8,i8")
+    records["f0"], records["f1"] = facts["source"], facts["row"]
+    place: Int64 = number[order][np.searchsorted(first[order], records, side="right") - 1]
+    return place
+
+
+# -- entries → the documents of a chunk, in the order they were made
+
+
+class _Documents:
+    """Stage files as prepare's map step leaves them, and what the new length did to documents."""
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, chunks: Sequence[ChunkEntry], partial: Partial) -> None:
+        self.chunks = list(chunks)
+        self.dropped: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self._dataset, self._recipe, self._partial = dataset, recipe, partial
+        self._policy = Policy.of(recipe)
+
+    def stages(self, places: _Places) -> Iterator[Stage]:
+        """The stages, in the order of the chunks; afterwards chunks, dropped and counts are complete."""
+        entries = listed(self._dataset, DROPPED)
+        origins = np.zeros(len(entries), DOCUMENT_DTYPE)
+        origins["source"], origins["row"] = [e["source"] for e in entries], [e["row"] for e in entries]
+        before: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for number, entry in zip(_chunk_of(origins, self.chunks).tolist(), entries, strict=True):
+            before[number].append(entry)
+        for number, chunk in enumerate(self.chunks):
+            out = Encoded()
+            after: list[dict[str, Any]] = []
+            path = scratch_file(self._partial, "chunk", number)
+            lengths: list[int] = []
+            if number in places:
+                table, facts = _entries(places[number])
+                with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, DOCUMENT_SCHEMA) as writer:
+                    for part in self._fitted(table, facts, out, after):
+                        writer.write_table(part)
+                        lengths += np.diff(part["input_ids"].combine_chunks().offsets.to_numpy()).tolist()
+            self.dropped += sorted(before[number] + after, key=lambda entry: int(entry["row"]))
+            self.counts.update(out.counts)
+            self.chunks[number] = replace(chunk, counts=Counter(chunk.counts) + out.counts)
+            yield Stage(str(path), np.array(lengths, np.int32))
+
+    def _fitted(self, table: pa.Table, facts: Any, out: Encoded, dropped: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        """The documents of a chunk as the recipe wants them; runs of documents that stay as they are, in one piece."""
+        limit = _limit(self._recipe)
+        tokens = np.diff(table["input_ids"].combine_chunks().offsets.to_numpy())
+        # All the documents of a record are looked at together where one is too long or lies in pieces.
+        odd = (tokens > limit) | (tokens != facts["length"])
+        records = np.flatnonzero(np.diff(facts["row"], prepend=-1))
+        touched = np.logical_or.reduceat(odd, records)
+        bounds = [*records.tolist(), len(facts)]
+        start = 0
+        for k in np.flatnonzero(touched).tolist():
+            first, stop = bounds[k], bounds[k + 1]
+            if first > start:
+                yield table.slice(start, first - start)
+            documents = self._whole(list(table_to_documents(table.slice(first, stop - first))), facts[first:stop])
+            before = len(out.dropped)
+            documents = self._fit(documents, out)
+            where = {"source": int(facts["source"][first]), "row": int(facts["row"][first])}
+            dropped += [{**where, "turn": turn, "policy": why} for turn, why in out.dropped[before:]]
+            yield documents_to_table(documents)
+            start = stop
+        if start < len(facts):
+            yield table.slice(start)
+
+    def _whole(self, entries: list[Document], facts: Any) -> list[Document]:
+        """The documents of one record, fragments joined."""
+        out: list[Document] = []
+        parts: list[Document] = []
+        starts: list[int] = []
+        for entry, start, length in zip(entries, facts["start"].tolist(), facts["length"].tolist(), strict=True):
+            if len(entry) == length:
+                out.append(entry)
+                continue
+            parts.append(entry)
+            starts.append(start)
+            if start + len(entry) == length:
+                try:
+                    out.append(with_loss(join(parts, starts), self._policy))
+                except ValueError as error:
+                    raise DatasetError(
+                        f"{self._dataset.path}: source {entry.source}, record {entry.row}: {error}; prepare it anew"
+                    ) from None
+                parts, starts = [], []
+        if parts:
+            raise DatasetError(
+                f"{self._dataset.path}: source {parts[0].source}, record {parts[0].row}: a document is not complete; "
+                "prepare it anew"
+            )
+        return out
+
+    def _fit(self, documents: list[Document], out: Encoded) -> list[Document]:
+        limit = _limit(self._recipe)
+        for document in documents:
+            if len(document) > limit and self._recipe.on_too_long == "truncate" and not _in_order(document):
+                raise UsageError(_refusal(document, limit, "its template writes turns out of order"))
+        try:
+            return fit_lengths(documents, self._recipe, out)
+        except RecordError as error:
+            raise UsageError(_refusal(documents[0], limit, f"prepare would reject it ({error.reason})")) from None
+
+
+def _refusal(document: Document, limit: int, why: str) -> str:
+    return (
+        f"record {document.row} of source {document.source} does not fit rows of {limit:,} tokens, and {why}; prepare "
+        "the sources anew with that length, or choose a longer one"
+    )
+
+
+def _in_order(document: Document) -> bool:
+    sampled = (document.role_ids == Role.ASSISTANT) & (document.flags & Flag.SAMPLED > 0)
+    return bool(np.all(np.diff(document.message_ids[sampled]) >= 0))
+
+
+def _entries(places: list[tuple[Path, int]]) -> tuple[pa.Table, Any]:
+    """The entries of a chunk in the order their documents were made, and their facts (DOCUMENT_DTYPE)."""
+    batches = []
+    for path, number in places:
+        with pa.memory_map(str(path)) as file:
+            batches.append(pa.ipc.open_file(file).get_batch(number))
+    table = pa.Table.from_batches(batches, _ENTRY_SCHEMA)
+    facts = np.zeros(table.num_rows, DOCUMENT_DTYPE)
+    for name in ("source", "row", "turn", "start", "length"):
+        facts[name] = table[name].to_numpy()
+    # A record's documents: the whole conversation (turn -1), then its turns. A text that was split is several documents
+    # alike: full rows, which packing leaves in order, and last the shorter rest. Fragments: by where they start.
+    order = np.lexsort((facts["start"], -facts["length"].astype(np.int64), facts["turn"], facts["row"]))
+    return table.take(pa.array(order)).combine_chunks().select(DOCUMENT_SCHEMA.names), facts[order]
+
+
+# -- plan and write
+
+
+def _write(work: Path, stages: list[Stage], recipe: Recipe, manifest: Manifest) -> Iterator[ShardRecord]:
+    for number, shard in enumerate(plan_shards(stages, recipe)):
+        tables = []
+        for name, rows in shard.stages:
+            with pa.memory_map(name) as file:
+                table = pa.ipc.open_file(file).read_all()
+            tables.append(table if rows is None else table.take(pa.array(rows)))
+        yield write_shard(
+            work, number, pa.concat_tables(tables), shard.pieces, sequence_length=recipe.sequence_length,
+            pad_id=manifest.pad_id, vocab_size=manifest.vocab_size, recipe_fingerprint=recipe.fingerprint(),
+        )  # fmt: skip
