@@ -1,0 +1,90 @@
+"""One of four ranks: its share of a batch, its gradients, against those of the whole batch on one rank.
+
+python gloo_worker.py RANK WORLD INIT_FILE        prints one line of JSON: case -> largest relative error
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from maskpipe.losses import LossPlan, global_denominator, kto_kl, linear_cross_entropy
+from tests.losses.made import made
+
+ROWS = 8
+
+
+class Tiny(torch.nn.Module):
+    """A body and a head; returns the loss, so that DDP sees every use of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, 29)
+
+    def forward(self, x: Tensor, plan: LossPlan) -> Tensor:
+        return linear_cross_entropy(self.body(x).tanh(), self.head.weight, plan, bias=self.head.bias, chunk=5).loss
+
+
+def gradients(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+
+def main(rank: int, world: int, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    m = made(21, batch=ROWS, share=0.3)
+    m.labels[5:] = -100  # the last ranks have little or nothing: a mean of means would be far off
+    m.labels[2, 1:] = m.labels[2, 1:].clamp(min=0)
+    m.segment_ids[:] = 1
+
+    def plan(rows: slice) -> LossPlan:
+        return LossPlan.from_labels(m.labels[rows], segment_ids=m.segment_ids[rows], weights=m.token_weights[rows])
+
+    whole = Tiny()
+    whole(m.hidden, plan(slice(0, ROWS))).backward()
+    expected = gradients(whole)
+    errors = {}
+    pair = dist.new_group([0, 1])
+    for name, group, size in (("4 ranks", None, world), ("2 ranks", pair, 2)):
+        if rank >= size:
+            continue
+        for micro_batches in (1, 2):
+            model = Tiny()
+            wrapped = DistributedDataParallel(model, process_group=group)
+            share = ROWS // size
+            step = share // micro_batches
+            slices = [slice(rank * share + k * step, rank * share + (k + 1) * step) for k in range(micro_batches)]
+            plans = [plan(rows) for rows in slices]
+            denominator = global_denominator(plans, group)
+            for k, (rows, mine) in enumerate(zip(slices, plans, strict=True)):
+                mine = mine.normalised_by(denominator, replicas=size)
+                if k + 1 < micro_batches:
+                    with wrapped.no_sync():
+                        wrapped(m.hidden[rows], mine).backward()
+                else:
+                    wrapped(m.hidden[rows], mine).backward()
+            error = (gradients(model) - expected).abs().max() / expected.abs().max()
+            errors[f"{name}, {micro_batches} micro-batches"] = float(error)
+            naive = Tiny()
+            wrapped = DistributedDataParallel(naive, process_group=group)
+            for rows, mine in zip(slices, plans, strict=True):
+                (wrapped(m.hidden[rows], mine) / micro_batches).backward()
+            apart = (gradients(naive) - expected).abs().max() / expected.abs().max()
+            errors[f"{name}, {micro_batches} micro-batches, mean of means"] = float(apart)
+    ratios = torch.arange(float(rank + 1))
+    z = kto_kl(ratios, torch.zeros(rank + 1))
+    every = torch.cat([torch.arange(float(r + 1)) for r in range(world)]).mean()
+    errors["kto_kl"] = float((z - every).abs())
+    print(json.dumps(errors))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
