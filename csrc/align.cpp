@@ -16,6 +16,7 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 }  // namespace
 
 Strings::Strings(const std::vector<std::string>& strings) {
+  for (const std::string& string : strings) sizes_.push_back(string.size());
   std::vector<std::int32_t> order(strings.size());
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(),
@@ -212,6 +213,56 @@ TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table,
       out.ends[token++] = occurrences.ends[o];
     }
   }
+  return out;
+}
+
+Plain align_plain(std::span<const std::int32_t> ids, const TokenTable& table, std::string_view text,
+                  const Strings& strings, std::span<const std::int32_t> string_ids, std::span<const std::uint8_t> kinds,
+                  std::span<const std::int64_t> owned_starts, std::span<const std::int64_t> owned_ends,
+                  std::span<const std::int64_t> cuts, bool prefix_space, std::string_view space_mark) {
+  if (string_ids.size() != strings.count() || kinds.size() != strings.count()) {
+    throw std::invalid_argument("there must be one id and one kind for each string");
+  }
+  if (owned_starts.size() != owned_ends.size()) throw std::invalid_argument("owned starts and ends differ in length");
+  Plain out;
+  const Strings::Hits hits = strings.find(text);
+  std::vector<std::int64_t> starts, ends;
+  std::vector<std::int32_t> found;
+  std::int64_t at = 0;
+  std::size_t owned = 0;  // the first owned range that ends after the hit's start
+  for (std::size_t i = 0; i < hits.starts.size(); ++i) {
+    const std::int64_t start = hits.starts[i];
+    if (start < at) continue;
+    const auto string = to_size(hits.strings[i]);
+    if (kinds[string] == static_cast<std::uint8_t>(AddedKind::odd)) return out;
+    const std::int64_t end = start + static_cast<std::int64_t>(strings.size(hits.strings[i]));
+    if (kinds[string] == static_cast<std::uint8_t>(AddedKind::control)) {
+      while (owned < owned_ends.size() && owned_ends[owned] <= start) ++owned;
+      if (owned < owned_starts.size() && owned_starts[owned] < end) return out;
+    }
+    starts.push_back(start);
+    ends.push_back(end);
+    found.push_back(string_ids[string]);
+    at = end;
+  }
+  TokenEnds placed = token_ends(ids, table, text, {starts, ends, found, {}}, prefix_space, space_mark);
+  if (!placed.in_step || !placed.failed.empty() || !placed.stray.empty()) return out;
+  if (ids.empty() || placed.ends.back() != static_cast<std::int64_t>(text.size())) return out;
+  std::size_t before = 0;  // occurrences that end at or before the cut
+  for (const std::int64_t cut : cuts) {
+    if (cut <= 0 || to_size(cut) >= text.size()) continue;
+    while (before < ends.size() && ends[before] <= cut) ++before;
+    const std::int64_t start = before ? ends[before - 1] : 0;
+    // a string in the window that was passed over, or that reaches across the cut, might count in the prompt alone
+    const auto hit = std::lower_bound(hits.starts.begin(), hits.starts.end(), start);
+    if (hit != hits.starts.end() && *hit < cut) return out;
+    out.cuts.push_back(cut);
+    out.window_starts.push_back(start);
+    out.window_tokens.push_back(before ? placed.occurrence_tokens[before - 1] + 1 : 0);
+  }
+  out.plain = true;
+  out.ends = std::move(placed.ends);
+  out.marks = placed.marks;
   return out;
 }
 

@@ -27,12 +27,16 @@ class Strings {
   // Every place where a pattern occurs, overlapping ones too. O(bytes + bytes of partial matches).
   Hits find(std::string_view text) const;
 
+  std::size_t count() const { return sizes_.size(); }
+  std::size_t size(std::int32_t string) const { return sizes_[static_cast<std::size_t>(string)]; }  // bytes
+
  private:
   struct Node {
     std::int32_t first_edge = 0;
     std::int32_t edges = 0;
     std::int32_t string = -1;  // the pattern that ends here, or -1
   };
+  std::vector<std::size_t> sizes_;         // [strings]
   std::vector<Node> nodes_;                // breadth first; a node's edges are contiguous and sorted by byte
   std::vector<std::uint8_t> bytes_;        // [nodes] the byte that leads to the node
   std::array<std::int32_t, 256> roots_{};  // child of the root per first byte, or -1
@@ -86,6 +90,32 @@ struct TokenEnds {
 // outside the text, tokens of occurrences that do not ascend or have another id, or arrays that do not fit each other.
 TokenEnds token_ends(std::span<const std::int32_t> ids, const TokenTable& table, std::string_view text,
                      const Occurrences& occurrences, bool prefix_space, std::string_view space_mark);
+
+// What stands where a pattern of Strings stands.
+enum class AddedKind : std::uint8_t {
+  ordinary = 0,  // an added token that data may write
+  control = 1,   // one that only the template may write
+  odd = 2,       // one that swallows whitespace or must stand alone as a word: nothing is plain about it
+};
+
+struct Plain {
+  bool plain = false;                       // when false, nothing else is of use
+  std::vector<std::int64_t> ends;           // [tokens] as in TokenEnds
+  std::int64_t marks = 0;                   // as in TokenEnds
+  std::vector<std::int64_t> cuts;           // [cuts] those of the given cuts that lie inside the text
+  std::vector<std::int64_t> window_starts;  // [cuts] where the text between the last added token and the cut begins
+  std::vector<std::int32_t> window_tokens;  // [cuts] index of the first token after that added token
+};
+
+// The usual text: every added token in it was written by the template alone, the tokens print its bytes, and no other
+// token is a control token. Anything else is not plain, and is for the slow way. Patterns are found as the library
+// finds them, leftmost and then longest; pattern i stands for token id string_ids[i] of kind kinds[i]. Owned ranges
+// are bytes that came from data: ascending, not overlapping. Cuts ascend. Time O(bytes + tokens + hits).
+// std::invalid_argument as token_ends, and when the patterns' ids or kinds are not as many as the patterns.
+Plain align_plain(std::span<const std::int32_t> ids, const TokenTable& table, std::string_view text,
+                  const Strings& strings, std::span<const std::int32_t> string_ids, std::span<const std::uint8_t> kinds,
+                  std::span<const std::int64_t> owned_starts, std::span<const std::int64_t> owned_ends,
+                  std::span<const std::int64_t> cuts, bool prefix_space, std::string_view space_mark);
 
 struct Touched {
   std::vector<std::int32_t> first;  // [tokens] index of the first span that the token touches

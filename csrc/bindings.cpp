@@ -15,8 +15,10 @@
 #include "align.h"
 #include "check.h"
 #include "layout.h"
+#include "loss.h"
 #include "pack.h"
 #include "runs.h"
+#include "spans.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -256,6 +258,30 @@ void bind_align(py::module_& m) {
       },
       "ids"_a, "table"_a, "text"_a, "starts"_a, "ends"_a, "occurrence_ids"_a, "known_tokens"_a, "prefix_space"_a,
       "space_mark"_a);
+  const py::object plain_type = named_tuple(m, "Plain", "ends marks cuts window_starts window_tokens");
+  m.def(
+      "align_plain",
+      [plain_type](const py::object& ids, const maskpipe::TokenTable& table, const py::bytes& text,
+                   const maskpipe::Strings& strings, const py::object& string_ids, const py::object& kinds,
+                   const py::object& owned_starts, const py::object& owned_ends, const py::object& cuts,
+                   bool prefix_space, const py::bytes& space_mark) -> py::object {
+        const auto tokens = view<std::int32_t>(ids, "ids");
+        const auto named = view<std::int32_t>(string_ids, "string_ids");
+        const auto kind = view<std::uint8_t>(kinds, "kinds");
+        const auto starts = view<std::int64_t>(owned_starts, "owned_starts");
+        const auto ends = view<std::int64_t>(owned_ends, "owned_ends");
+        const auto places = view<std::int64_t>(cuts, "cuts");
+        const std::string_view in = text, mark = space_mark;
+        maskpipe::Plain out = without_gil([&] {
+          return maskpipe::align_plain(tokens, table, in, strings, named, kind, starts, ends, places, prefix_space,
+                                       mark);
+        });
+        if (!out.plain) return py::none();
+        return plain_type(to_numpy(std::move(out.ends)), out.marks, py::cast(out.cuts), py::cast(out.window_starts),
+                          py::cast(out.window_tokens));
+      },
+      "ids"_a, "table"_a, "text"_a, "strings"_a, "string_ids"_a, "kinds"_a, "owned_starts"_a, "owned_ends"_a, "cuts"_a,
+      "prefix_space"_a, "space_mark"_a);
   m.def(
       "align_facts",
       [](const py::object& token_ends, const py::object& span_ends) {
@@ -275,6 +301,75 @@ void bind_align(py::module_& m) {
       "text"_a, "positions"_a);
 }
 
+void bind_spans(py::module_& m) {
+  using maskpipe::SpanTable;
+  const auto column = [](const auto& values) {  // a copy: the table may go first
+    auto copy = values;
+    return to_numpy(std::move(copy));
+  };
+  const py::object columns_type = named_tuple(m, "SpanColumns", "ends roles parts messages flags");
+  py::class_<SpanTable>(m, "SpanTable")
+      .def(py::init([](const std::vector<maskpipe::Origin>& origins, const std::vector<maskpipe::Leaf>& leaves,
+                       const std::vector<std::int64_t>& roles, const std::vector<maskpipe::TurnPlace>& turns,
+                       const py::bytes& text) {
+             const std::string_view in = text;
+             return without_gil([&] { return maskpipe::make_spans(origins, leaves, roles, turns, in); });
+           }),
+           "origins"_a, "leaves"_a, "roles"_a, "turns"_a, "text"_a)
+      .def("columns",
+           [columns_type, column](const SpanTable& self) {
+             return columns_type(column(self.ends), column(self.roles), column(self.parts), column(self.messages),
+                                 column(self.flags));
+           })
+      .def("content", [column](const SpanTable& self) {
+        return py::make_tuple(column(self.content_starts), column(self.content_ends), column(self.content_roles));
+      });
+  const py::object facts_type = named_tuple(m, "TokenFacts", "roles parts flags messages straddling straddling_parts");
+  m.def(
+      "token_facts",
+      [facts_type](const py::object& token_ends, const SpanTable& spans, const py::object& cut_before) {
+        const auto ends = view<std::int64_t>(token_ends, "token_ends");
+        const auto cuts = view<std::int32_t>(cut_before, "cut_before");
+        maskpipe::TokenFacts out = without_gil([&] { return maskpipe::token_facts(ends, spans, cuts); });
+        return facts_type(to_numpy(std::move(out.roles)), to_numpy(std::move(out.parts)),
+                          to_numpy(std::move(out.flags)), to_numpy(std::move(out.messages)), out.straddling,
+                          out.straddling_parts);
+      },
+      "token_ends"_a, "spans"_a, "cut_before"_a);
+}
+
+maskpipe::FactsView facts_view(const py::object& roles, const py::object& parts, const py::object& flags,
+                               const py::object& messages, const py::object& weights) {
+  return {view<std::uint8_t>(roles, "roles"), view<std::uint8_t>(parts, "parts"), view<std::uint8_t>(flags, "flags"),
+          view<std::int32_t>(messages, "messages"),
+          weights.is_none() ? std::span<const float>() : view<float>(weights, "weights")};
+}
+
+void bind_loss(py::module_& m) {
+  py::class_<maskpipe::LossRule>(m, "LossRule")
+      .def(py::init([](std::vector<maskpipe::Selector> selectors, bool everything, bool empty_reasoning) {
+             return maskpipe::LossRule{std::move(selectors), everything, empty_reasoning};
+           }),
+           "selectors"_a, "everything"_a, "empty_reasoning"_a);
+  m.def(
+      "kinds",
+      [](const py::object& parts, const py::object& flags, const py::object& messages) {
+        const maskpipe::FactsView facts = facts_view(parts, parts, flags, messages, py::none());
+        return to_numpy(without_gil([&] { return maskpipe::kinds(facts); }));
+      },
+      "parts"_a, "flags"_a, "messages"_a);
+  m.def(
+      "mark_loss",
+      [](const maskpipe::LossRule& rule, const py::object& roles, const py::object& parts, const py::object& flags,
+         const py::object& messages, const py::object& weights, bool none, const py::object& own,
+         const std::vector<std::int64_t>& trainable) {
+        const maskpipe::FactsView facts = facts_view(roles, parts, flags, messages, weights);
+        const maskpipe::Trainable which{none, integer(own, "own"), trainable};
+        return to_numpy(without_gil([&] { return maskpipe::mark_loss(rule, facts, which); }));
+      },
+      "rule"_a, "roles"_a, "parts"_a, "flags"_a, "messages"_a, "weights"_a, "none"_a, "own"_a, "trainable"_a);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -284,4 +379,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_layout(m);
   bind_check(m);
   bind_align(m);
+  bind_spans(m);
+  bind_loss(m);
 }

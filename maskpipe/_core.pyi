@@ -4,6 +4,7 @@ Arrays are one-dimensional, contiguous and of exactly the dtype given here, else
 argument; results are fresh arrays. Wrong values are ValueError, saying where. The GIL is released while working.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, SupportsIndex, overload
 
 import numpy as np
@@ -144,3 +145,88 @@ def align_facts(token_ends: _Int64, span_ends: _Int64) -> tuple[_Int32, _Int32]:
 
 def char_to_byte(text: bytes, positions: _Int64) -> _Int64:
     """Byte position of each character position in UTF-8 text; positions never descend."""
+
+class Plain(NamedTuple):
+    """The usual text."""
+
+    ends: _Int64  # [tokens]
+    marks: int
+    cuts: list[int]
+    window_starts: list[int]
+    window_tokens: list[int]
+
+def align_plain(
+    ids: _Int32,
+    table: TokenTable,
+    text: bytes,
+    strings: Strings,
+    string_ids: _Int32,
+    kinds: _UInt8,
+    owned_starts: _Int64,
+    owned_ends: _Int64,
+    cuts: _Int64,
+    prefix_space: bool,
+    space_mark: bytes,
+) -> Plain | None:
+    """The span of each token of a text whose added tokens the template alone wrote; None for any other text."""
+
+# csrc/spans.h
+
+class SpanColumns(NamedTuple):
+    ends: _Int64  # [spans] in bytes
+    roles: _UInt8
+    parts: _UInt8
+    messages: _Int32
+    flags: _UInt8
+    """Flag.SAMPLED and Flag.EMPTY_REASONING."""
+
+class SpanTable:
+    """The spans of a text, from the origins of its characters and the turns in it."""
+
+    def __init__(
+        self,
+        origins: Sequence[tuple[int, int, int, int, int]],
+        leaves: Sequence[tuple[int, int, int, int]],
+        roles: Sequence[int],
+        turns: Sequence[tuple[int, int, int, int, int, int, int]],
+        text: bytes,
+    ) -> None: ...
+    def columns(self) -> SpanColumns: ...
+    def content(self) -> tuple[_Int64, _Int64, _UInt8]:
+        """(starts, ends, roles) [ranges]: bytes that came from data."""
+
+class TokenFacts(NamedTuple):
+    """Facts of tokens."""
+
+    roles: _UInt8  # [tokens]
+    parts: _UInt8  # [tokens]
+    flags: _UInt8  # [tokens]
+    messages: _Int32  # [tokens]
+    straddling: int
+    straddling_parts: int
+
+def token_facts(token_ends: _Int64, spans: SpanTable, cut_before: _Int32) -> TokenFacts:
+    """What each token takes from the spans that it touches."""
+
+# csrc/loss.h
+
+class LossRule:
+    """A parsed policy: selectors (add, role, part), -1 for any."""
+
+    def __init__(self, selectors: Sequence[tuple[int, int, int]], everything: bool, empty_reasoning: bool) -> None: ...
+
+def kinds(parts: _UInt8, flags: _UInt8, messages: _Int32) -> _UInt8:
+    """[tokens] the part that each token belongs to, wrappers with what they wrap."""
+
+def mark_loss(
+    rule: LossRule,
+    roles: _UInt8,
+    parts: _UInt8,
+    flags: _UInt8,
+    messages: _Int32,
+    weights: npt.NDArray[np.float32] | None,
+    none: bool,
+    own: SupportsIndex,
+    trainable: Sequence[int],
+) -> _UInt8:
+    """[tokens] the flags, with Flag.LOSS where the rule says so and nowhere else."""

@@ -81,13 +81,13 @@ class _Patterns:
     def __init__(self, patterns: dict[bytes, AddedToken]) -> None:
         self.tokens = list(patterns.values())
         self.sizes = [len(pattern) for pattern in patterns]
-        self._strings = _core.Strings(list(patterns))
+        self.strings = _core.Strings(list(patterns))
 
     def hits(self, raw: bytes) -> tuple[list[int], list[int]]:
         """(starts, indices): every place where a pattern occurs, longest first at equal starts."""
         if not self.tokens:
             return [], []
-        starts, strings = self._strings.find(raw)
+        starts, strings = self.strings.find(raw)
         return starts.tolist(), strings.tolist()
 
 

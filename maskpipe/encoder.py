@@ -27,10 +27,10 @@ from maskpipe.policy import Policy, may_train
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
 from maskpipe.template.lost import Lost, find_lost
-from maskpipe.template.render import Trace, Wrapped, wrap
+from maskpipe.template.render import Trace, Wrapped, end_of_inline_reasoning, wrap
 from maskpipe.template.sampled import Turn
-from maskpipe.template.spans import ChatTemplate, Span, spans_of
-from maskpipe.tokenizer import Encoding, Tokenizer
+from maskpipe.template.spans import ChatTemplate
+from maskpipe.tokenizer import NO_CONTENT, NO_INT32, Content, Encoding, Int32, Tokenizer, byte_positions, utf8
 
 
 def encode(conversation: Conversation | Text, tokenizer: Tokenizer, recipe: Recipe) -> list[Document]:
@@ -81,6 +81,35 @@ class _View:
     """Message indices of the turns that are trained here: where their prompts end, encoding is cut as at inference."""
 
 
+@dataclass(frozen=True)
+class _Chat:
+    """What is decided about one conversation before its texts are tokenized."""
+
+    record: Conversation
+    wrapped: Wrapped
+    whole: Trace
+    turns: list[Turn]
+    views: list[_View]
+    dropped: list[tuple[int, str]]
+    """Turns that come to nothing: (message, why)."""
+    why: str
+    """Why the first of these does, in words."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A text that is ready for the tokenizer."""
+
+    text: str
+    raw: bytes
+    """`text` in UTF-8."""
+    view: _View | None
+    """None for plain text, as are the spans."""
+    spans: _core.SpanTable | None
+    cuts: list[int]
+    """Where prompts end, in bytes; ascending."""
+
+
 class Encoder:
     """Encodes records of one tokenizer and one recipe. TemplateError or UsageError when they do not go together."""
 
@@ -90,6 +119,10 @@ class Encoder:
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.policy = Policy.of(recipe)
+        allowed = recipe.control_tokens_allowed
+        self._allowed_of_role = {
+            int(role): frozenset(allowed[role.name.lower()]) for role in Role if allowed.get(role.name.lower())
+        }
         self._template: ChatTemplate | None = None
         if recipe.chat_template is not None or tokenizer.chat_template is not None:
             self._template = ChatTemplate(
@@ -116,15 +149,39 @@ class Encoder:
 
     def encode(self, record: Conversation | Text) -> Encoded:
         """What becomes of one record."""
+        return self.encode_many([record])[0]
+
+    def encode_many(self, records: Sequence[Conversation | Text]) -> list[Encoded]:
+        """What becomes of each record; the same as one by one, but their texts go to the tokenizer together."""
+        begun = [self._begin(record) for record in records]
+        ids = iter(self._ids([draft.text for _, _, drafts in begun for draft in drafts]))
+        for record, (out, plan, drafts) in zip(records, begun, strict=True):
+            given = [next(ids) for _ in drafts]  # before anything can fail
+            if out.refused is not None:
+                continue
+            try:
+                if plan is None:
+                    documents = self._text_document(record, drafts, given, out)
+                else:
+                    documents = self._chat_documents(plan, drafts, given, out)
+                out.documents = fit_lengths(documents, self.recipe, out)
+            except RecordError as error:
+                out.refused = error
+        return [out for out, _, _ in begun]
+
+    def _begin(self, record: Conversation | Text) -> tuple[Encoded, _Chat | None, list[_Draft]]:
+        """Everything up to the tokenizer: the texts of one record, and what is known about them."""
         out = Encoded()
         try:
-            documents = self._text(record, out) if isinstance(record, Text) else self._chat(record, out)
-            out.documents = fit_lengths(documents, self.recipe, out)
+            if isinstance(record, Text):
+                return out, None, self._text(record)
+            chat = self._chat(record, out)
+            return out, chat, [self._draft(view) for view in chat.views]
         except RecordError as error:
             out.refused = error
-        return out
+            return out, None, []
 
-    def _chat(self, record: Conversation, out: Encoded) -> list[Document]:
+    def _chat(self, record: Conversation, out: Encoded) -> _Chat:
         messages = _shown(record.messages, self.recipe)
         wrapped = wrap(
             messages,
@@ -138,23 +195,35 @@ class Encoder:
             raise RecordError(f"{error}{_hint(messages)}", reason="template_error") from None
         turns = out.turns = self.template.sampling.turns(wrapped, whole)
         unshown = self._judge_losses(wrapped, whole, out)
-        turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
+        if unshown:
+            turns = [_refuse(turn, unshown[turn.message]) if turn.message in unshown else turn for turn in turns]
         out.turns = turns
+        return self._plan(record, wrapped, whole, turns)
+
+    def _plan(self, record: Conversation, wrapped: Wrapped, whole: Trace, turns: list[Turn]) -> _Chat:
         views, dropped, why = self._views(wrapped, whole, turns, record)
-        documents, counts = self._documents(record, views, turns)
-        behind_a_cut = self._turns_behind_a_cut(documents, turns)
+        return _Chat(record, wrapped, whole, turns, views, dropped, why)
+
+    def _chat_documents(self, chat: _Chat, drafts: list[_Draft], ids: list[Int32], out: Encoded) -> list[Document]:
+        counts: Counter[str] = Counter()
+        documents = [self._document(chat, draft, given, counts) for draft, given in zip(drafts, ids, strict=True)]
+        behind_a_cut = self._turns_behind_a_cut(documents, chat.turns)
         if behind_a_cut:
-            turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in turns]
-            out.turns = turns
-            views, dropped, why = self._views(wrapped, whole, turns, record)
-            documents, counts = self._documents(record, views, turns)
-        out.counts.update(counts)
-        out.counts.update(f"turns_{verdict_name(turn.verdict)}" for turn in turns)
-        out.dropped += dropped
+            out.turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in chat.turns]
+            chat = self._plan(chat.record, chat.wrapped, chat.whole, out.turns)
+            counts.clear()
+            drafts = [self._draft(view) for view in chat.views]
+            ids = self._ids([draft.text for draft in drafts])
+            documents = [self._document(chat, draft, given, counts) for draft, given in zip(drafts, ids, strict=True)]
+        for name, count in counts.items():
+            out.counts[name] += count
+        for turn in chat.turns:
+            out.counts["turns_" + verdict_name(turn.verdict)] += 1
+        out.dropped += chat.dropped
         if not documents:
             raise RecordError(
-                "no turn of the conversation can be trained" + (f": {why}" if why else " under this recipe"),
-                reason="turns_refused" if dropped else "nothing_to_train",
+                "no turn of the conversation can be trained" + (f": {chat.why}" if chat.why else " under this recipe"),
+                reason="turns_refused" if chat.dropped else "nothing_to_train",
             )
         return documents
 
@@ -243,43 +312,54 @@ class Encoder:
 
     # -- one text
 
-    def _documents(
-        self, record: Conversation, views: list[_View], turns: list[Turn]
-    ) -> tuple[list[Document], Counter[str]]:
-        counts: Counter[str] = Counter()
-        return [self._document(record, view, turns, counts) for view in views], counts
-
-    def _document(self, record: Conversation, view: _View, turns: list[Turn], counts: Counter[str]) -> Document:
-        spans = list(spans_of(view.trace, view.turns))
-        verdicts = {turn.message: turn.verdict for turn in turns} | {turn.message: turn.verdict for turn in view.turns}
+    def _draft(self, view: _View) -> _Draft:
+        trace = view.trace
+        raw = utf8(trace.text)
+        spans = span_table(trace, view.turns, raw)
         cuts = sorted({turn.cut for turn in view.turns if turn.cut > 0 and turn.message in view.trained})
-        encoding = self._encode_text(view.trace.text, _content_ranges(spans, self.recipe), cuts, counts)
-        facts = _facts(view.trace.text, spans, encoding)
+        return _Draft(trace.text, raw, view, spans, byte_positions(trace.text, raw, cuts))
+
+    def _document(self, chat: _Chat, draft: _Draft, ids: Int32, counts: Counter[str]) -> Document:
+        view, spans = draft.view, draft.spans
+        assert view is not None and spans is not None
+        if self.recipe.control_tokens_in_content == "keep":
+            content = NO_CONTENT
+        else:
+            starts, ends, roles = spans.content()
+            content = Content(starts, ends, self._allowed(roles))
+        encoding = self._encode_text(draft, content, ids, counts)
+        cut_before = np.array(encoding.cut_before, np.int32) if encoding.cut_before else NO_INT32
+        facts = _core.token_facts(encoding.byte_ends, spans, cut_before)
         counts["tokens"] += len(encoding.input_ids)
-        counts["straddling_tokens"] += int(np.count_nonzero(facts.flags & Flag.STRADDLES))
+        counts["straddling_tokens"] += facts.straddling
         counts["straddling_parts"] += facts.straddling_parts
-        document = Document(
+        verdicts = {turn.message: turn.verdict for turn in chat.turns}
+        for turn in view.turns:
+            verdicts[turn.message] = turn.verdict
+        weights = _weights(chat.record, facts.messages)
+        marks = self.policy.mark(facts.roles, facts.parts, facts.flags, facts.messages, weights, view.own, verdicts)
+        return Document(
             input_ids=encoding.input_ids,
             role_ids=facts.roles,
             part_ids=facts.parts,
-            flags=facts.flags,
+            flags=marks,
             message_ids=facts.messages,
-            weights=_weights(record, facts.messages),
-            source=record.source,
-            row=record.row,
+            weights=weights,
+            source=chat.record.source,
+            row=chat.record.row,
             turn=view.own,
             verdicts=verdicts,
         )
-        return with_loss(document, self.policy)
 
-    def _encode_text(
-        self,
-        text: str,
-        content: Sequence[tuple[int, int, frozenset[str] | None]],
-        cuts: Sequence[int],
-        counts: Counter[str],
-    ) -> Encoding:
-        encoding = self.tokenizer.encode(text, content=content, cuts=cuts)
+    def _allowed(self, roles: npt.NDArray[np.uint8]) -> list[frozenset[str]] | None:
+        """The control tokens that each range of content may hold; None where none may hold any."""
+        if not self._allowed_of_role:
+            return None
+        none: frozenset[str] = frozenset()
+        return [self._allowed_of_role.get(role, none) for role in roles.tolist()]
+
+    def _encode_text(self, draft: _Draft, content: Content, ids: Int32, counts: Counter[str]) -> Encoding:
+        encoding = self.tokenizer.encode_bytes(draft.text, draft.raw, content, draft.cuts, ids)
         if encoding.neutralised and self.recipe.control_tokens_in_content == "refuse":
             start, _, token = encoding.neutralised[0]
             raise RecordError(
@@ -287,17 +367,30 @@ class Encoder:
                 "ordinary text with --control-tokens-in-content text",
                 reason="control_token_in_content",
             )
-        counts.update(encoding.counts)
+        for name, count in encoding.counts.items():
+            counts[name] += count
         return encoding
 
-    def _text(self, record: Text, out: Encoded) -> list[Document]:
+    def _ids(self, texts: list[str]) -> list[Int32]:
+        """What the tokenizer makes of each text, taken alone."""
+        return self.tokenizer.ids(texts)
+
+    def _text(self, record: Text) -> list[_Draft]:
         if self.recipe.objective != "pretrain":
             raise RecordError(
                 f"plain text has no turns to train under objective={self.recipe.objective!r}; use --objective pretrain",
                 reason="text_needs_pretrain",
             )
-        keep = self.recipe.control_tokens_in_content == "keep" or not record.text
-        encoding = self._encode_text(record.text, [] if keep else [(0, len(record.text), None)], (), out.counts)
+        return [_Draft(record.text, utf8(record.text), None, None, [])]
+
+    def _text_document(
+        self, record: Conversation | Text, drafts: list[_Draft], ids: list[Int32], out: Encoded
+    ) -> list[Document]:
+        (draft,), (given,) = drafts, ids
+        content = NO_CONTENT
+        if self.recipe.control_tokens_in_content != "keep" and draft.raw:
+            content = Content(np.zeros(1, np.int64), np.array([len(draft.raw)]), None)
+        encoding = self._encode_text(draft, content, given, out.counts)
         size = len(encoding.input_ids)
         out.counts["tokens"] += size
         if not size:
@@ -348,55 +441,29 @@ def _set_apart(turn: Turn) -> Turn:
     return replace(turn, verdict=turn.verdict | Verdict.HISTORY_DIFFERS, reason="an earlier cut changes its context")
 
 
-@dataclass(frozen=True)
-class _Facts:
-    roles: npt.NDArray[np.uint8]
-    parts: npt.NDArray[np.uint8]
-    flags: npt.NDArray[np.uint8]
-    messages: npt.NDArray[np.int32]
-    straddling_parts: int
+def has_loss(flags: npt.NDArray[np.uint8]) -> bool:
+    """Does any token get loss?"""
+    return bool((flags & _LOSS).any())
 
 
-def _facts(text: str, spans: list[Span], encoding: Encoding) -> _Facts:
-    """Facts per token from the spans of the text."""
-    ends = np.fromiter((span.end for span in spans), np.int64, len(spans))
-    if not text.isascii():
-        ends = _core.char_to_byte(text.encode(), ends)
-    first, last = _core.align_facts(encoding.byte_ends, ends)
-    roles = np.fromiter((span.role for span in spans), np.uint8, len(spans))
-    parts = np.fromiter((span.part for span in spans), np.uint8, len(spans))
-    messages = np.fromiter((span.message for span in spans), np.int32, len(spans))
-    sampled = np.fromiter((span.sampled for span in spans), np.int64, len(spans))
-    empty = np.fromiter((span.empty_reasoning for span in spans), np.int64, len(spans))
-    # spans first..last of a token: how many of them are sampled
-    before = np.concatenate(([0], np.cumsum(sampled)))
-    inside = before[last + 1] - before[first]
-    whole = inside == last + 1 - first
-    flags = np.where(whole, Flag.SAMPLED, 0) | np.where(~whole & (inside > 0), Flag.STRADDLES, 0)
-    flags |= np.where(whole & (empty[first] > 0), Flag.EMPTY_REASONING, 0)
-    for token in encoding.cut_before:
-        flags[token] |= Flag.CUT_BEFORE
-    mixed = whole & (first != last) & ((roles[first] != roles[last]) | (parts[first] != parts[last]))
-    return _Facts(roles[first], parts[first], flags.astype(np.uint8), messages[first], int(np.count_nonzero(mixed)))
+_LOSS = np.uint8(Flag.LOSS)
 
 
-def _content_ranges(spans: list[Span], recipe: Recipe) -> list[tuple[int, int, frozenset[str] | None]]:
-    """The characters that came from data, where control tokens must not arise, with what each role may own."""
-    if recipe.control_tokens_in_content == "keep":
-        return []
-    out: list[tuple[int, int, frozenset[str] | None]] = []
-    last_leaf = None
-    for span in spans:
-        if span.source is None or span.part is Part.SCAFFOLD:
-            last_leaf = None
-            continue
-        allowed = recipe.control_tokens_allowed.get(span.role.name.lower())
-        if last_leaf == span.source[0] and out[-1][1] == span.start:
-            out[-1] = (out[-1][0], span.end, out[-1][2])
-        else:
-            out.append((span.start, span.end, frozenset(allowed) if allowed else None))
-        last_leaf = span.source[0]
-    return out
+def span_table(trace: Trace, turns: Sequence[Turn], raw: bytes) -> _core.SpanTable:
+    """The spans of a trace, as `template.spans.spans_of` gives them, in bytes of its text's UTF-8 `raw`."""
+    return _core.SpanTable(
+        trace.origins,
+        [(leaf.role, leaf.part, leaf.message, end_of_inline_reasoning(leaf)) for leaf in trace.leaves],
+        trace.roles,
+        [
+            (turn.message, turn.start, turn.stop, *(turn.stop_token or _NOWHERE), *(turn.empty_reasoning or _NOWHERE))
+            for turn in turns
+        ],
+        raw,
+    )
+
+
+_NOWHERE = (-1, -1)
 
 
 def _weights(record: Conversation, messages: npt.NDArray[np.int32]) -> npt.NDArray[np.float32] | None:
@@ -409,8 +476,7 @@ def _weights(record: Conversation, messages: npt.NDArray[np.int32]) -> npt.NDArr
 
 def with_loss(document: Document, policy: Policy) -> Document:
     """The document with Flag.LOSS as the policy decides."""
-    flags = document.flags & np.uint8(0xFF ^ Flag.LOSS)
-    return replace(document, flags=flags | policy.loss(document) * np.uint8(Flag.LOSS))
+    return replace(document, flags=policy.flags(document))
 
 
 def fit_lengths(documents: list[Document], recipe: Recipe, out: Encoded) -> list[Document]:
@@ -456,7 +522,7 @@ def _fit(documents: list[Document], recipe: Recipe, out: Encoded) -> list[Docume
 def _trainable(documents: list[Document], out: Encoded) -> list[Document]:
     kept = []
     for document in documents:
-        if document.loss_mask.any():
+        if has_loss(document.flags):
             kept.append(document)
         else:
             out.counts["tokens_dropped_nothing_to_train"] += len(document)

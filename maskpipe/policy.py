@@ -16,12 +16,15 @@ split document, messages of source weight 0, and empty reasoning blocks unless t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from maskpipe import _core
 from maskpipe.errors import UsageError
 from maskpipe.roles import Flag, Part, Role, Verdict
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 _ROLES = {role.name.lower(): role for role in Role if role not in (Role.PADDING, Role.UNKNOWN)}
 _PARTS = {part.name.lower(): part for part in Part if part is not Part.NONE}
+_REFUSED, _HISTORY_DIFFERS = int(Verdict.REFUSED), int(Verdict.HISTORY_DIFFERS)
 _SYNTAX = (
     "selectors are a role (assistant, user, system, tool, context, other, text), role.part (content, reasoning, "
     "tool_call, tool_schema, scaffold, stop), all, last_turn or turns:0,-1; a leading '-' takes away"
@@ -97,71 +101,69 @@ class Policy:
 
     def loss(self, document: Document) -> npt.NDArray[np.uint8]:
         """[n] 0 or 1, from the document's facts alone."""
-        roles, flags, messages = document.role_ids, document.flags, document.message_ids
-        parts = kinds(document.part_ids, flags, messages)
-        sampled = flags & Flag.SAMPLED > 0
-        mask = np.zeros(len(document), dtype=bool)
-        for selector in self.selectors:
-            chosen = np.ones(len(document), dtype=bool) if selector.role is None else roles == selector.role
-            if selector.part is not None:
-                chosen &= parts == selector.part
-            elif selector.role is not None and selector.role is not Role.ASSISTANT:
-                chosen &= parts != Part.SCAFFOLD
-            if selector.role is Role.ASSISTANT and selector.add:
-                chosen &= sampled
-            mask = mask | chosen if selector.add else mask & ~chosen
-        if not self.trains_everything:
-            mask &= ~self._forbidden_turns(document, roles, messages)
-            mask &= flags & Flag.STRADDLES == 0
-        if not self.empty_reasoning:
-            mask &= flags & Flag.EMPTY_REASONING == 0
-        if document.weights is not None:
-            mask &= document.weights != 0
-        mask[:1] = False
-        return mask.astype(np.uint8)
+        return (self.flags(document) & Flag.LOSS > 0).astype(np.uint8)
 
-    def _forbidden_turns(
-        self, document: Document, roles: npt.NDArray[np.uint8], messages: npt.NDArray[np.int32]
-    ) -> npt.NDArray[np.bool_]:
-        """Tokens of assistant turns that must not be trained in this document, and all others' in a split one."""
-        turns = sorted(document.verdicts)
-        chosen = self.chosen_turns(turns)
-        if document.turn >= 0:
-            refused = document.verdicts.get(document.turn, Verdict.EXACT) & Verdict.REFUSED
-            if refused or document.turn not in chosen:
-                return np.ones(len(document), dtype=bool)
-            return np.asarray(messages != document.turn)
-        allowed = [
-            turn for turn in turns if turn in chosen and may_train(document.verdicts.get(turn, Verdict.REFUSED), self)
+    def flags(self, document: Document) -> npt.NDArray[np.uint8]:
+        """[n] the document's flags, with Flag.LOSS on the tokens that get loss and on no other."""
+        return self.mark(
+            document.role_ids,
+            document.part_ids,
+            document.flags,
+            document.message_ids,
+            document.weights,
+            document.turn,
+            document.verdicts,
+        )
+
+    def mark(
+        self,
+        roles: npt.NDArray[np.uint8],
+        parts: npt.NDArray[np.uint8],
+        flags: npt.NDArray[np.uint8],
+        messages: npt.NDArray[np.int32],
+        weights: npt.NDArray[np.float32] | None,
+        turn: int,
+        verdicts: Mapping[int, Verdict],
+    ) -> npt.NDArray[np.uint8]:
+        """As `flags`, for the facts that a Document has under these names. ValueError when they differ in length."""
+        none, allowed = self._trainable(turn, verdicts)
+        return _core.mark_loss(self._rule, roles, parts, flags, messages, weights, none, turn, allowed)
+
+    @cached_property
+    def _rule(self) -> _core.LossRule:
+        selectors = [
+            (
+                int(selector.add),
+                -1 if selector.role is None else int(selector.role),
+                -1 if selector.part is None else int(selector.part),
+            )
+            for selector in self.selectors
         ]
-        return np.asarray((roles == Role.ASSISTANT) & ~np.isin(messages, allowed))
+        return _core.LossRule(selectors, self.trains_everything, self.empty_reasoning)
+
+    def _trainable(self, turn: int, verdicts: Mapping[int, Verdict]) -> tuple[bool, list[int]]:
+        """(nothing may train, messages of the assistant turns that may); a split document's own turn is known."""
+        turns = sorted(verdicts)
+        chosen = self.chosen_turns(turns)
+        if turn >= 0:
+            refused = int(verdicts.get(turn, 0)) & _REFUSED > 0
+            return refused or turn not in chosen, []
+        return False, [message for message in turns if message in chosen and may_train(verdicts[message], self)]
 
 
 def may_train(verdict: Verdict, policy: Policy) -> bool:
     """May a turn with this verdict be trained where it stands?"""
-    if verdict & Verdict.REFUSED:
+    bits = int(verdict)  # operators of enum.Flag take a microsecond each, and this is asked of every turn
+    if bits & _REFUSED:
         return False
-    return policy.accept_rewritten or not verdict & Verdict.HISTORY_DIFFERS
+    return policy.accept_rewritten or not bits & _HISTORY_DIFFERS
 
 
 def kinds(
     parts: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint8], messages: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.uint8]:
     """[n] the part each token belongs to: a sampled wrapper goes with the reasoning or tool call that it wraps."""
-    out = parts.copy()
-    loose = (flags & Flag.SAMPLED > 0) & (parts == Part.SCAFFOLD)
-    if not loose.any():
-        return out
-    size = len(parts)
-    edges = np.flatnonzero(np.diff(loose.view(np.int8), prepend=0, append=0))
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        after = parts[stop] if stop < size and messages[stop] == messages[start] else Part.NONE
-        before = parts[start - 1] if start > 0 and messages[start - 1] == messages[start] else Part.NONE
-        for neighbour in (after, before):
-            if neighbour in (Part.TOOL_CALL, Part.REASONING):
-                out[start:stop] = neighbour
-                break
-    return out
+    return _core.kinds(parts, flags, messages)
 
 
 def _selector(word: str) -> _Selector:

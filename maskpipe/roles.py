@@ -11,6 +11,7 @@ Facts are orthogonal; loss is not a fact but a query over them (policy.py).
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from functools import cache
 
 
 class Role(IntEnum):
@@ -89,6 +90,7 @@ def role_of(name: str) -> Role:
     return ROLE_NAMES.get(name, Role.OTHER)
 
 
+@cache
 def verdict_name(verdict: int) -> str:
     """`exact`, or the names of the bits joined by `+`."""
     return "+".join(bit.name.lower() for bit in Verdict if verdict & bit and bit.name) or "exact"

@@ -46,8 +46,6 @@ from maskpipe.vocabulary import (
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-Content = Sequence[tuple[int, int, frozenset[str] | None]]
-"""(start, end, allowed control tokens) in characters: text that came from data."""
 
 FILES = (
     "chat_template.jinja",
@@ -58,8 +56,30 @@ FILES = (
 )
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 WINDOWS_KEPT = 4096
+ORDINARY, CONTROL, ODD = range(3)
+"""AddedKind of csrc/align.h."""
 NO_INT64 = np.zeros(0, np.int64)
 NO_INT32 = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """The ranges of a text that came from data, in bytes: ascending, not overlapping, none empty."""
+
+    starts: Int64  # [ranges]
+    ends: Int64  # [ranges]
+    allowed: Sequence[frozenset[str]] | None
+    """The control tokens that each range may hold; None where none may hold any."""
+
+    def owned(self) -> Owned | None:
+        """For looking things up; None when there is no range."""
+        if not len(self.starts):
+            return None
+        allowed = self.allowed if self.allowed is not None else [frozenset()] * len(self.starts)
+        return Owned(self.starts.tolist(), self.ends.tolist(), list(allowed))
+
+
+NO_CONTENT = Content(NO_INT64, NO_INT64, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +207,28 @@ class Tokenizer:
         self._scanner = AddedTokens(
             self._scanned(), self.control, lambda lead: self._stretch(lead).normalizer if rewrites else None
         )
+        self._prepare_plain()
         self._read_chat_files(settings)
+
+    def _prepare_plain(self) -> None:
+        """What the fast way needs; it is for tokenizers that look for added tokens in the raw text only."""
+        self._strings: _core.Strings | None = None
+        if self._scanner.rewrites or self._scanner.normalised.tokens:
+            return
+        tokens = self._scanner.raw.tokens
+        self._strings = self._scanner.raw.strings
+        self._string_ids = np.array([token.id for token in tokens], np.int32)
+        self._string_kinds = np.array(
+            [
+                ODD
+                if token.lstrip or token.rstrip or token.single_word
+                else CONTROL
+                if token.content in self.control
+                else ORDINARY
+                for token in tokens
+            ],
+            np.uint8,
+        )
 
     # What the files say
 
@@ -316,13 +357,19 @@ class Tokenizer:
 
     def find_control(self, text: str) -> list[tuple[int, int, str]]:
         """Every control token that the tokenizer finds in the text: (start, end, token), characters, ascending."""
-        raw = _utf8(text)
+        raw = utf8(text)
         accepted = Scan(raw, self._scanner).find(0, len(raw), "start", None).accepted
         return _in_characters(text, raw, [o for o in accepted if o.token.content in self.control])
 
     # Encoding
 
-    def encode(self, text: str, *, content: Content = (), cuts: Sequence[int] = ()) -> Encoding:
+    def ids(self, texts: Sequence[str]) -> list[Int32]:
+        """The ids of each text, taken whole, as the library makes them; control tokens wherever their text stands."""
+        return _ids(self._library, texts)
+
+    def encode(
+        self, text: str, *, content: Sequence[tuple[int, int, frozenset[str] | None]] = (), cuts: Sequence[int] = ()
+    ) -> Encoding:
         """The tokens of `text`, exactly as the library encodes it whole, without any token that it does not hold.
 
         content  (start, end, allowed) in characters, not overlapping: text that came from data. A control token that
@@ -333,19 +380,55 @@ class Tokenizer:
         RecordError (lone_surrogate) for text that is no Unicode, UsageError for ranges or cuts that make no sense,
         TokenizerError when spans or the control tokens of content cannot be established.
         """
-        raw = _utf8(text)
+        raw = utf8(text)
+        return self.encode_bytes(
+            text, raw, _content_in_bytes(text, raw, content), byte_positions(text, raw, cuts), self.ids([text])[0]
+        )
+
+    def encode_bytes(self, text: str, raw: bytes, content: Content, cuts: Sequence[int], ids: Int32) -> Encoding:
+        """As `encode`, for a text whose UTF-8 `raw` and `ids` are known; content and cuts in bytes, cuts ascending."""
         if not raw:
             return Encoding(NO_INT32, NO_INT64)
-        owned, cut_bytes = _in_bytes(text, raw, content, cuts)
+        if self._strings is not None:
+            plain = _core.align_plain(
+                ids,
+                self._table,
+                raw,
+                self._strings,
+                self._string_ids,
+                self._string_kinds,
+                content.starts,
+                content.ends,
+                np.array(cuts, np.int64),
+                self._adds_space,
+                self._mark,
+            )
+            if plain is not None and self._same_with_cuts(raw, ids, plain):
+                return Encoding(ids, plain.ends, counts={"marks": plain.marks} if plain.marks else {})
+        return self._encode(text, raw, content.owned(), cuts, ids)
+
+    def _same_with_cuts(self, raw: bytes, ids: Int32, plain: _core.Plain) -> bool:
+        """Whether every prompt that ends at a cut has ids that the whole text begins with."""
+        for cut, start, token in zip(plain.cuts, plain.window_starts, plain.window_tokens, strict=True):
+            prompt = self._window(raw, start, cut, [], "after_token" if token else "start")
+            after = token + len(prompt)
+            if after > len(ids) or (after > token and plain.ends[after - 1] != cut):
+                return False
+            if ids[token:after].tobytes() != prompt.tobytes():
+                return False
+        return True
+
+    def _encode(self, text: str, raw: bytes, owned: Owned | None, cuts: Sequence[int], ids: Int32) -> Encoding:
+        """The slow way, for any text."""
         counts: Counter[str] = Counter()
         scan = Scan(raw, self._scanner)
         found = scan.find(0, len(raw), "start", owned)
-        stretch = None if found.rejected else self._encode_whole(text, raw, found.accepted, owned, counts)
+        stretch = None if found.rejected else self._encode_whole(text, raw, ids, found.accepted, owned, counts)
         if stretch is None:
             stretch = self._encode_range(raw, 0, len(raw), found.accepted, "start", owned, counts)
         cut_before: list[int] = []
-        if cut_bytes:
-            stretch = self._cut(scan, stretch, cut_bytes, owned, cut_before, counts)
+        if cuts:
+            stretch = self._cut(scan, stretch, cuts, owned, cut_before, counts)
         if owned is not None:
             counts["kept"] = sum(
                 owned.touches(o.core_start, o.core_end) and o.token.content in self.control for o in stretch.occurrences
@@ -365,10 +448,15 @@ class Tokenizer:
         )
 
     def _encode_whole(
-        self, text: str, raw: bytes, occurrences: list[Occurrence], owned: Owned | None, counts: Counter[str]
+        self,
+        text: str,
+        raw: bytes,
+        ids: Int32,
+        occurrences: list[Occurrence],
+        owned: Owned | None,
+        counts: Counter[str],
     ) -> Stretch | None:
         """The library's own encoding of the whole text; None when content made a control token that is not located."""
-        ids = _ids(self._library, [text])[0]
         trial: Counter[str] = Counter()
         stretch = self._spans(raw, 0, len(raw), ids, occurrences, NO_INT32, "start", trial)
         if stretch is None:  # it is not plain which tokens belong to which piece
@@ -566,7 +654,7 @@ class Tokenizer:
         self,
         scan: Scan,
         whole: Stretch,
-        cuts: list[int],
+        cuts: Sequence[int],
         owned: Owned | None,
         cut_before: list[int],
         counts: Counter[str],
@@ -653,20 +741,25 @@ def _pieces(begin: int, end: int, occurrences: list[Occurrence], lead: Lead) -> 
     return pieces
 
 
-def _in_bytes(text: str, raw: bytes, content: Content, cuts: Sequence[int]) -> tuple[Owned | None, list[int]]:
-    ranges = sorted(((start, end, allowed or frozenset()) for start, end, allowed in content if start != end))
-    flat = [position for start, end, _ in ranges for position in (start, end)]
-    if flat != sorted(flat) or (flat and (flat[0] < 0 or flat[-1] > len(text))):
-        raise UsageError(f"content ranges overlap, are reversed or leave the text of {len(text)} characters")
+def byte_positions(text: str, raw: bytes, cuts: Sequence[int]) -> list[int]:
+    """Ascending character positions of a text as byte positions of its UTF-8; UsageError where they make no sense."""
     places = list(cuts)
     for before, cut in zip([0, *places], places, strict=False):
         if not before <= cut <= len(text):
             raise UsageError(f"cuts must ascend inside the text of {len(text)} characters; got {cut} after {before}")
     if len(raw) != len(text):
-        flat = _core.char_to_byte(raw, np.array(flat, np.int64)).tolist()
         places = _core.char_to_byte(raw, np.array(places, np.int64)).tolist()
-    owned = Owned(flat[::2], flat[1::2], [allowed for _, _, allowed in ranges]) if ranges else None
-    return owned, sorted(set(places))
+    return sorted(set(places))
+
+
+def _content_in_bytes(text: str, raw: bytes, content: Sequence[tuple[int, int, frozenset[str] | None]]) -> Content:
+    ranges = sorted(((start, end, allowed or frozenset()) for start, end, allowed in content if start != end))
+    positions = np.array([position for start, end, _ in ranges for position in (start, end)], np.int64)
+    if len(positions) and (np.any(np.diff(positions) < 0) or positions[0] < 0 or positions[-1] > len(text)):
+        raise UsageError(f"content ranges overlap, are reversed or leave the text of {len(text)} characters")
+    if len(raw) != len(text):
+        positions = _core.char_to_byte(raw, positions)
+    return Content(positions[::2].copy(), positions[1::2].copy(), [allowed for _, _, allowed in ranges])
 
 
 def _in_characters(text: str, raw: bytes, occurrences: list[Occurrence]) -> list[tuple[int, int, str]]:
@@ -741,12 +834,14 @@ def _ends_of_offsets(offsets: list[tuple[int, int]], text: str) -> Int64:
     return _core.char_to_byte(text.encode(), np.array(characters, np.int64))
 
 
-def _ids(library: Any, texts: list[str]) -> list[Int32]:
+def _ids(library: Any, texts: Sequence[str]) -> list[Int32]:
+    """One text at a time: no slower than a batch, and needs no memory for the others' offsets."""
     encode = getattr(library, "encode_batch_fast", library.encode_batch)
-    return [np.array(encoded.ids, dtype=np.int32) for encoded in encode(texts, add_special_tokens=False)]
+    return [np.array(encode([text], add_special_tokens=False)[0].ids, np.int32) for text in texts]
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """RecordError (lone_surrogate) for text that is no Unicode."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

@@ -461,6 +461,30 @@ def test_cuts_are_what_their_definition_says(name: str, text: str, places: list[
     assert_covers(encoding, text)
 
 
+@pytest.mark.parametrize("name", MADE)
+@given(case=owned_texts(), places=st.lists(st.floats(0, 1), max_size=3))
+@settings(max_examples=25)
+def test_the_fast_way_says_what_the_slow_way_says(name: str, case: tuple[str, list[Any]], places: list[float]) -> None:
+    text, content = case
+    given_cuts = sorted(round(place * len(text)) for place in places)
+    tokenizer = made(name)
+    fast = outcome(tokenizer, text, content, given_cuts)
+    strings, tokenizer._strings = tokenizer._strings, None
+    try:
+        assert outcome(tokenizer, text, content, given_cuts) == fast
+    finally:
+        tokenizer._strings = strings
+
+
+def outcome(tokenizer: Tokenizer, text: str, content: list[Any], cuts: list[int]) -> Any:
+    try:
+        encoding = tokenizer.encode(text, content=content, cuts=cuts)
+    except TokenizerError as error:
+        return str(error)
+    values = (encoding.input_ids.tolist(), encoding.byte_ends.tolist(), encoding.cut_before)
+    return (*values, encoding.neutralised, encoding.counts)
+
+
 @pytest.mark.parametrize("name", EXACT)
 @given(case=owned_texts(), place=st.floats(0, 1))
 @settings(max_examples=25)
