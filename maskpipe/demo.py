@@ -31,7 +31,7 @@ def run(out: Path, console: Console) -> None:
     chats, tokenizer = demo_data.chats(), demo_data.tokenizer()
     command = f"maskpipe prepare {_q(chats)} {_q(out)} --tokenizer {_q(tokenizer)} --sequence-length {SEQUENCE_LENGTH}"
     console.print(f"$ {command}", style="bold", soft_wrap=True)
-    made = pipeline.prepare(chats, out, tokenizer=tokenizer, recipe=recipe, workers=1)
+    made = pipeline.prepare(chats, out, tokenizer=tokenizer, recipe=recipe, workers=0)
     console.print(str(made), soft_wrap=True)
     command = f"maskpipe explain {_q(chats)} --row {ROW} --tokenizer {_q(tokenizer)}"
     console.print(f"\n$ {command}", style="bold", soft_wrap=True)

@@ -193,6 +193,7 @@ class Encoder:
             whole = self.template.engine.trace(wrapped)
         except TemplateError as error:
             raise RecordError(f"{error}{_hint(messages)}", reason="template_error") from None
+        _refuse_flood(whole.text, wrapped)
         turns = out.turns = self.template.sampling.turns(wrapped, whole)
         unshown = self._judge_losses(wrapped, whole, out)
         if unshown:
@@ -405,6 +406,23 @@ class Encoder:
             row=record.row,
         )
         return [with_loss(document, self.policy)]
+
+
+MAX_OUTPUT = 1 << 20
+"""Characters that a template may always print..."""
+MAX_OUTPUT_FACTOR = 8
+"""...and so many for each character of the conversation."""
+
+
+def _refuse_flood(text: str, wrapped: Wrapped) -> None:
+    """RecordError for a template that prints without measure, before its text is encoded."""
+    if len(text) <= MAX_OUTPUT:
+        return
+    limit = MAX_OUTPUT + MAX_OUTPUT_FACTOR * len(json.dumps(wrapped.raw, ensure_ascii=False, default=str))
+    if len(text) > limit:
+        raise RecordError(
+            f"the chat template prints {len(text):,} characters for it, more than {limit:,}", reason="output_too_large"
+        )
 
 
 def _shown(messages: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:

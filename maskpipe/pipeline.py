@@ -35,6 +35,7 @@ from maskpipe.durable import sync_directory
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.fit import Finding, check_fit
+from maskpipe.guard import Limits
 from maskpipe.pack import plan
 from maskpipe.partial import Partial, claim
 from maskpipe.partitions import Stage, plan_shards
@@ -57,7 +58,7 @@ from maskpipe.shards.format import (
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
 from maskpipe.shards.writer import publish
 from maskpipe.sources import Sources, open_sources
-from maskpipe.tasks import MapTask, WriteTask, check_mapped, check_written, map_task, run_map, run_write, write_task
+from maskpipe.tasks import FitTask, find_map, find_write, map_task, run_fit, run_map, run_write, write_task
 from maskpipe.template.spans import read_template
 from maskpipe.tokenizer import Tokenizer
 
@@ -121,32 +122,36 @@ def prepare(
     split: str | None = None,
     workers: int | None = None,
     proof: int | None = None,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Reads `source` (paths, a datasets.Dataset, or an iterable of dicts) and publishes the dataset `out`.
 
-    workers: processes, by default one per core; the bytes do not depend on it. proof: prove the provenance of this many
-    conversations by shadow rendering, -1 for all. Raises UsageError, RecordError (a bad record, unless the recipe
-    rejects those), TokenizerError, TemplateError, DatasetError, or MaskpipeError for a disk that is full or fails; then
-    nothing is published, and what is finished stays in `out`.partial for the next run of the same preparation.
+    workers: processes, by default one per core; the bytes do not depend on it. With 0 all is done in this process,
+    where nothing limits what a template or a record may cost. limits: what one record may cost before it is rejected.
+    proof: prove the provenance of this many conversations by shadow rendering, -1 for all.
+
+    Raises UsageError, RecordError (a bad record, unless the recipe rejects those), TokenizerError, TemplateError,
+    DatasetError, or MaskpipeError for a disk that is full or fails; then nothing is published, and what is finished
+    stays in `out`.partial for the next run of the same preparation.
     """
     begun = time.monotonic()
-    recipe, tokenizer, encoder = _resolve(recipe, tokenizer)
+    recipe, tokenizer = _resolve(recipe, tokenizer)
     final = Path(os.path.abspath(out))
     _refuse_taken(final, out)
     sources = open_sources(source, recipe, split=split)
     identity = _identity(recipe, tokenizer, sources, split)
     job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    findings = check_fit(encoder)
     partial = claim(final, job, identity, _published_names(tokenizer, recipe))
     try:
-        with Pool(count_workers(workers), encoder) as pool:
+        with Pool(count_workers(workers), tokenizer, recipe, limits) as pool:
+            findings = [Finding(*pair) for _, found in pool.run("fit", run_fit, [FitTask()]) for pair in found]
             tally = Tally()
             _map(pool, sources, partial, job, proof, tally, progress)
             if not tally.documents:
                 raise _nothing_left(tally)
             shards = _write(pool, tally, partial, job, recipe, tokenizer)
-            finished = {"attempts": dict(pool.attempts), "found": dict(pool.found)}
+            finished = {"attempts": dict(pool.attempts), "found": dict(pool.found), "faults": dict(pool.faults)}
         tally.counts.update(sources.counts)
         run = {
             "findings": [str(finding) for finding in findings],
@@ -176,7 +181,8 @@ def dry_run(
 ) -> Trial:
     """What `prepare` would make of the first records, in this process, without writing anything."""
     begun = time.monotonic()
-    recipe, tokenizer, encoder = _resolve(recipe, tokenizer)
+    encoder = encoder_of(tokenizer, recipe)
+    recipe = encoder.recipe
     findings = check_fit(encoder)
     total = new_batch()
     tally = Tally()
@@ -199,22 +205,23 @@ def dry_run(
     )  # fmt: skip
 
 
-def _resolve(recipe: Recipe | None, tokenizer: Tokenizer | str | Path) -> tuple[Recipe, Tokenizer, Encoder]:
-    """The recipe with the template's text in it, the tokenizer, and what encodes with both."""
+def _resolve(recipe: Recipe | None, tokenizer: Tokenizer | str | Path) -> tuple[Recipe, Tokenizer]:
+    """The recipe with the template's text in it, and the tokenizer."""
     recipe = recipe or Recipe()
     if recipe.chat_template is not None:
         recipe = recipe.replace(chat_template=read_template(recipe.chat_template))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer)
-    encoder = Encoder(tokenizer, recipe)
-    if recipe.objective == "sft":
-        _ = encoder.template  # a missing one is said before anything is read
-    return recipe, tokenizer, encoder
+    return recipe, tokenizer
 
 
 def encoder_of(tokenizer: Tokenizer | str | Path, recipe: Recipe | None = None) -> Encoder:
     """What `prepare` would encode records with. Raises what `prepare` raises before it reads anything."""
-    return _resolve(recipe, tokenizer)[2]
+    recipe, tokenizer = _resolve(recipe, tokenizer)
+    encoder = Encoder(tokenizer, recipe)
+    if recipe.objective == "sft":
+        _ = encoder.template  # a missing one is said before anything is read
+    return encoder
 
 
 def _refuse_taken(final: Path, out: str | Path) -> None:
@@ -334,16 +341,10 @@ def _map(
     progress: Progress | None,
 ) -> None:
     """Takes results in the order of the chunks, with at most a few chunks in memory at a time."""
-
-    def find(task: MapTask) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = commit.find(partial.commits, task.name)
-        if found is not None:
-            check_mapped(partial.path, found)
-        return found
-
     tasks = (map_task(partial.path, job, chunk, proof) for chunk in sources.chunks())
-    for task, result in pool.run("map", run_map, tasks, find):
-        tally.add(task, result["stage"]["file"], Mapped.from_dict(result["mapped"]))
+    for _, name in pool.run("map", run_map, tasks, lambda task: find_map(task, pool.limits)):
+        result = commit.get(partial.commits, name)
+        tally.add(name, result["stage"]["file"], Mapped.from_dict(result["mapped"]))
         if progress is not None:
             progress(tally.records, tally.bytes, tally.records - tally.kept)
 
@@ -367,16 +368,9 @@ def _write(pool: Pool, tally: Tally, partial: Partial, job: str, recipe: Recipe,
         "vocab_size": tokenizer.vocab_size,
         "recipe_fingerprint": recipe.fingerprint(),
     }
-
-    def find(task: WriteTask) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = commit.find(partial.commits, task.name)
-        if found is not None:
-            check_written(partial.path, found)
-        return found
-
     plans = enumerate(plan_shards(tally.stages, recipe))
     tasks = (write_task(partial.path, job, number, shard, settings) for number, shard in plans)
-    return ShardRecords(partial.commits, [task for task, _ in pool.run("write", run_write, tasks, find)])
+    return ShardRecords(partial.commits, [name for _, name in pool.run("write", run_write, tasks, find_write)])
 
 
 class ShardRecords(Sequence[ShardRecord]):

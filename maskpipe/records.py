@@ -16,6 +16,7 @@ from maskpipe.commit import pack_array, unpack_array
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError
+from maskpipe.guard import UNGUARDED, Guard
 from maskpipe.recipe import Recipe
 from maskpipe.roles import ROLE_NAMES
 from maskpipe.shards.chunks import ChunkEntry
@@ -81,24 +82,36 @@ def new_batch(size: int = 0) -> Mapped:
     return Mapped(np.zeros(0, np.int32), 0, 0, size)
 
 
-def map_chunk(encoder: Encoder, chunk: Chunk, sink: Any, proof: int | None) -> Mapped:
+def map_chunk(encoder: Encoder, chunk: Chunk, sink: Any, proof: int | None, guard: Guard) -> Mapped:
     """What becomes of the records of one chunk; their documents are written to `sink`, an open file, as Arrow IPC."""
     out = new_batch(len(chunk.payload))
     out.source, out.first_row = chunk.source, chunk.first_row
     lengths: list[int] = []
     options = pa.ipc.IpcWriteOptions(use_threads=False)
     with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), DOCUMENT_SCHEMA, options=options) as writer:
-        add_records(encoder, chunk, out, lengths, writer, None, proof)
+        add_records(encoder, chunk, out, lengths, writer, None, proof, guard)
     out.lengths = np.array(lengths, np.int32)
     return out
 
 
 def add_records(
-    encoder: Encoder, chunk: Chunk, out: Mapped, lengths: list[int], writer: Any, limit: int | None, proof: int | None
+    encoder: Encoder,
+    chunk: Chunk,
+    out: Mapped,
+    lengths: list[int],
+    writer: Any,
+    limit: int | None,
+    proof: int | None,
+    guard: Guard = UNGUARDED,
 ) -> None:
     """Adds what becomes of a chunk's records to `out`."""
+
+    def judge(row: int, size: int) -> RecordError | None:
+        refused = guard.enter(row, size)
+        return None if refused is None else RecordError(f"{chunk.place(row)}: {refused}", refused.reason)
+
     documents = []
-    for row, record in chunk.records():
+    for row, record in chunk.records(judge):
         if limit is not None and limit <= 0:
             break
         limit = None if limit is None else limit - 1
@@ -135,8 +148,10 @@ def add_records(
         else:
             documents += encoded.documents
             if len(documents) >= STAGE_DOCUMENTS:
+                guard.leave()
                 writer.write_table(documents_to_table(documents))
                 documents = []
+    guard.leave()
     if writer is not None and documents:
         writer.write_table(documents_to_table(documents))
     out.counts.update(chunk.counts)

@@ -17,11 +17,20 @@ import pyarrow as pa
 from maskpipe import commit
 from maskpipe.durable import HashingFile, place, temporary
 from maskpipe.encoder import Encoder
+from maskpipe.errors import TemplateError
+from maskpipe.fit import check_fit
+from maskpipe.guard import Guard, Limits
 from maskpipe.partitions import ShardPlan
 from maskpipe.records import map_chunk
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.writer import write_shard
 from maskpipe.sources import Chunk
+
+
+class FitTask(NamedTuple):
+    """Do template and tokenizer fit each other? Rendering is done by workers only: a template may hang."""
+
+    name: str = "fit"
 
 
 class MapTask(NamedTuple):
@@ -60,44 +69,71 @@ def write_task(directory: Path, job: str, number: int, shard: ShardPlan, setting
     return WriteTask(name, str(directory), number, shard, settings)
 
 
-def run_map(encoder: Encoder, task: MapTask) -> dict[str, Any]:
-    """Maps the chunk and commits {"stage": {"file", "size", "sha256"}, "mapped": Mapped.to_dict()}."""
+def without_condemned(task: MapTask, limits: Limits) -> str:
+    """The name under which the chunk is committed when records in it went over the limits. It holds for these limits
+    only: with others, the chunk is mapped again."""
+    return commit.identify(task.name, "map", repr(limits))
+
+
+def find_map(task: MapTask, limits: Limits) -> str | None:
+    """The name of the finished commit, None if there is none. DatasetError when its file is not as it was written."""
+    partial = Path(task.directory)
+    for name in (task.name, without_condemned(task, limits)):
+        found = commit.find(partial / "commits", name)
+        if found is not None:
+            stage = found["stage"]
+            commit.check_file(partial / "stage" / stage["file"], stage["size"], stage["sha256"])
+            return name
+    return None
+
+
+def find_write(task: WriteTask) -> str | None:
+    """The same for a shard."""
     partial = Path(task.directory)
     found = commit.find(partial / "commits", task.name)
-    if found is not None:
-        return dict(found)
+    if found is None:
+        return None
+    shard = found["shard"]
+    commit.check_file(partial / "dataset" / shard["name"], shard["size"], shard["sha256"])
+    return task.name
+
+
+def run_fit(encoder: Encoder, task: FitTask, guard: Guard) -> list[list[str]]:
+    """Code and text of each Finding. TemplateError for a template that cannot be rendered within the limits."""
+    refused = guard.enter(0, 0)
+    if refused is not None:
+        raise TemplateError(f"the chat template cannot be used: on a chat of two short messages, {refused}")
+    return [[finding.code, finding.text] for finding in check_fit(encoder)]
+
+
+def run_map(encoder: Encoder, task: MapTask, guard: Guard) -> str:
+    """Maps the chunk and commits {"stage": {"file", "size", "sha256"}, "mapped": Mapped.to_dict()}; returns the name
+    under which."""
+    partial = Path(task.directory)
+    name = without_condemned(task, guard.limits) if guard.condemned else task.name
+    if commit.find(partial / "commits", name) is not None:
+        return name
     with temporary(partial / "stage") as (unfinished, descriptor):
         sink = HashingFile(descriptor, REGION_SIZE)
-        mapped = map_chunk(encoder, task.chunk, sink, task.proof)
+        mapped = map_chunk(encoder, task.chunk, sink, task.proof, guard)
         sha256, _ = sink.finish()
-        file = f"{task.name}-{sha256[:16]}.arrow"
+        file = f"{name}-{sha256[:16]}.arrow"
         place(partial / "stage", unfinished, descriptor, file, sha256)
     stage = {"file": file, "size": sink.position, "sha256": sha256}
-    return dict(commit.commit(partial / "commits", task.name, {"stage": stage, "mapped": mapped.to_dict()}))
+    commit.commit(partial / "commits", name, {"stage": stage, "mapped": mapped.to_dict()})
+    return name
 
 
-def run_write(encoder: Encoder, task: WriteTask) -> dict[str, Any]:
-    """Writes the shard and commits ShardRecord.to_dict()."""
+def run_write(encoder: Encoder, task: WriteTask, guard: Guard) -> str:
+    """Writes the shard and commits ShardRecord.to_dict(); returns the name under which."""
     partial = Path(task.directory)
-    found = commit.find(partial / "commits", task.name)
-    if found is not None:
-        return dict(found)
+    if commit.find(partial / "commits", task.name) is not None:
+        return task.name
     tables = []
     for name, rows in task.shard.stages:
         with pa.memory_map(str(partial / "stage" / name)) as file:
             table = pa.ipc.open_file(file).read_all()
         tables.append(table if rows is None else table.take(pa.array(rows)))
     record = write_shard(partial / "dataset", task.number, pa.concat_tables(tables), task.shard.pieces, **task.settings)
-    return dict(commit.commit(partial / "commits", task.name, record.to_dict()))
-
-
-def check_mapped(partial: Path, result: dict[str, Any]) -> None:
-    """DatasetError unless the stage file of a map task that was found finished is as it was written."""
-    stage = result["stage"]
-    commit.check_file(partial / "stage" / stage["file"], stage["size"], stage["sha256"])
-
-
-def check_written(partial: Path, result: dict[str, Any]) -> None:
-    """The same for a shard."""
-    shard = result["shard"]
-    commit.check_file(partial / "dataset" / shard["name"], shard["size"], shard["sha256"])
+    commit.commit(partial / "commits", task.name, record.to_dict())
+    return task.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 from maskpipe.errors import RecordError
 from maskpipe.sources.cells import json_values
 from maskpipe.strict_json import parse
+
+Judge = Callable[[int, int], RecordError | None]
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,24 @@ class Chunk:
     lines: list[int] = field(default_factory=list, compare=False, repr=False)
     """Filled by place(): 1-based line number of each record."""
 
-    def records(self) -> Iterator[tuple[int, Any]]:
-        """(row, record) in order; a record that cannot be read is a RecordError instead, and the others follow."""
+    def records(self, judge: Judge | None = None) -> Iterator[tuple[int, Any]]:
+        """(row, record) in order; a record that cannot be read is a RecordError instead, and the others follow.
+
+        `judge` is asked with (row, bytes of the record) before each record is parsed; what it returns takes its place.
+        """
         self.counts.clear()
+        judge = judge or _accept
         if self.kind == "bad":
             yield self.first_row, RecordError(self.payload.decode(), reason=self.reason)
         elif self.kind == "arrow":
-            yield from self._arrow_records()
+            yield from self._arrow_records(judge)
         elif self.kind == "text":
-            yield self.first_row, self._text()
+            yield self.first_row, judge(self.first_row, len(self.payload)) or self._text()
         else:
             for row, text in enumerate(self._texts(), self.first_row):
                 try:
-                    yield row, parse(text)
+                    refused = judge(row, len(text))
+                    yield row, parse(text) if refused is None else refused
                 except RecordError as error:
                     yield row, RecordError(f"{self.place(row)}: {error}", reason=error.reason)
 
@@ -96,13 +103,29 @@ class Chunk:
                 reason="invalid_utf8",
             )
 
-    def _arrow_records(self) -> Iterator[tuple[int, Any]]:
+    def _arrow_records(self, judge: Judge) -> Iterator[tuple[int, Any]]:
         table = pa.ipc.open_stream(self.payload).read_all()
         names = table.column_names
         columns = [json_values(table.column(name), name, self.counts) for name in names]
         for row, cells in enumerate(zip(*columns, strict=True), self.first_row):
             bad = next((cell for cell in cells if isinstance(cell, RecordError)), None)
-            if bad is None:
+            refused = judge(row, sum(map(_size, cells)))
+            if refused is not None:
+                yield row, refused
+            elif bad is None:
                 yield row, dict(zip(names, cells, strict=True))
             else:
                 yield row, RecordError(f"{self.place(row)}: {bad}", reason=bad.reason)
+
+
+def _accept(row: int, size: int) -> None:
+    return None
+
+
+def _size(value: Any) -> int:
+    """About as many bytes as the value would have as JSON."""
+    if isinstance(value, str):
+        return len(value) + 2
+    if isinstance(value, dict):
+        return sum(len(key) + 4 + _size(entry) for key, entry in value.items())
+    return sum(map(_size, value)) + 2 if isinstance(value, list) else 4

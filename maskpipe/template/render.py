@@ -177,6 +177,8 @@ class Engine:
             )
         except RecursionError:
             raise TemplateError("the template recurses too deeply") from None
+        except MemoryError:
+            raise
         except Exception as error:
             raise _render_error(error) from None
 
@@ -216,6 +218,8 @@ class Engine:
             text = origin.concat(self._tracking.root_render_func(context))
         except RecursionError:
             raise TemplateError("the template recurses too deeply") from None
+        except MemoryError:
+            raise
         except Exception as error:
             raise _render_error(error) from None
         if origin.plain(text) != self.plain_of(wrapped, count, add_generation_prompt=add_generation_prompt):
