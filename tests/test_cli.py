@@ -123,7 +123,7 @@ def test_no_arguments_shows_help_and_version_is_said(run: Any) -> None:
         (["prepare", "/no/a.jsonl", "/no/b", "--tokenizer", TOKENIZER], "/no/a.jsonl: no such file"),
         (["prepare", CHATS, "/no/b", "--tokenizer", TOKENIZER, "--chat-template", "/no/t.jinja"], "/no/t.jinja"),
         (["prepare", CHATS, "b", "--tokenizer", TOKENIZER, "--objective", "preference"], "not available yet"),
-        (["prepare", CHATS, "b", "--tokenizer", TOKENIZER, "--workers", "0"], "workers must be at least 1"),
+        (["prepare", CHATS, "b", "--tokenizer", TOKENIZER, "--workers", "-1"], "workers must be at least 1"),
         (["explain", CHATS, "--row", "78", "--tokenizer", TOKENIZER], "it has 78"),
         (["explain", CHATS, "--row", "x", "--tokenizer", TOKENIZER], "--row"),
         (["stats", "/no/such"], "/no/such"),
@@ -357,8 +357,10 @@ def test_demo_makes_a_dataset_explains_it_and_never_overwrites(
 
 def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "Why? " * 200}, {"role": "assistant", "content": "A."}]}
-    (tmp_path / "a.jsonl").write_text((json.dumps(chat) + "\n") * 40_000, encoding="utf-8")
-    command = [sys.executable, "-m", "maskpipe", "prepare", tmp_path / "a.jsonl", tmp_path / "out", *SMALL[:-1], "2"]
+    (tmp_path / "chats").mkdir()
+    for number in range(300):  # each file is a chunk at least
+        (tmp_path / "chats" / f"{number:03d}.jsonl").write_text((json.dumps(chat) + "\n") * 200, encoding="utf-8")
+    command = [sys.executable, "-m", "maskpipe", "prepare", tmp_path / "chats", tmp_path / "out", *SMALL[:-1], "2"]
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
@@ -376,7 +378,7 @@ def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
         f"interrupted; nothing was published. What is finished is kept in {tmp_path}/out.partial: run the same command "
         "again to go on\n"
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chats", "out.partial"]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
 
 

@@ -116,7 +116,7 @@ class Faults:
             directory.mkdir()
         (self.shadow / f"d{self.area.stat().st_ino}").touch()  # the empty directory is on the disk
 
-    def run(self, fault: Fault | None = None, *, workers: int = 1, timeout: float = 60.0) -> Outcome:
+    def run(self, fault: Fault | None = None, *, workers: int = 0, timeout: float = 60.0) -> Outcome:
         """One preparation; with a fault, counting calls from 1, and what the power loss leaves if it is one."""
         control, log = self.scratch / "control", self.scratch / "log"
         log.unlink(missing_ok=True)
