@@ -239,9 +239,14 @@ def _documents(
                 joined = join([fragment for _, fragment in fragments], [start for start, _ in fragments])
                 whole.setdefault(key, []).append(with_loss(joined, policy))
     return {
-        (numbers[source], row): sorted(documents, key=lambda document: document.turn)
+        (numbers[source], row): sorted(documents, key=_conversation_and_turn)
         for (source, row), documents in whole.items()
     }
+
+
+def _conversation_and_turn(document: Document) -> tuple[int, int]:
+    """What tells the documents of a record apart: a record may hold several conversations."""
+    return min(document.verdicts, default=-1), document.turn
 
 
 def _rejected(dataset: Dataset, numbers: Sequence[int], keys: set[tuple[int, int]]) -> dict[tuple[int, int], str]:
@@ -257,13 +262,13 @@ def _rejected(dataset: Dataset, numbers: Sequence[int], keys: set[tuple[int, int
 def _shown_documents(a: list[Document], b: list[Document], tokenizers: Sequence[Tokenizer]) -> list[dict[str, Any]]:
     """Of the documents of one record those that differ, by turn; None where one side has no such document."""
     out = []
-    for turn in sorted({document.turn for document in (*a, *b)}):
-        left = [document for document in a if document.turn == turn]
-        right = [document for document in b if document.turn == turn]
+    for key in sorted({_conversation_and_turn(document) for document in (*a, *b)}):
+        left = [document for document in a if _conversation_and_turn(document) == key]
+        right = [document for document in b if _conversation_and_turn(document) == key]
         for k in range(max(len(left), len(right))):
             x, y = left[k] if k < len(left) else None, right[k] if k < len(right) else None
             entry: dict[str, Any] = {
-                "turn": turn,
+                "turn": key[1],
                 "tokens": [None if d is None else len(d) for d in (x, y)],
                 "loss_tokens": [None if d is None else int(d.loss_mask.sum()) for d in (x, y)],
             }

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpipe.roles import Flag
-from maskpipe.shards.format import DOCUMENT_DTYPE, Branch
+from maskpipe.shards.format import Branch
 from maskpipe.shards.reader import Dataset, ShardReader
 from maskpipe.shards.rows import Rows
 
@@ -134,9 +134,11 @@ def _records(rows: Rows, pretrain: bool) -> Records:
     inside = (np.arange(length) < filled[:, None]).reshape(-1)
     first = np.cumsum(sizes) - sizes  # of each entry, among the tokens that are no padding
     position = np.arange(int(sizes.sum()), dtype=np.int64) + np.repeat(documents["start"] - first, sizes)
-    # Of what two documents of one record might share: turn, place in a pair, and place in the document.
-    own = (documents["turn"].astype(np.uint64) << np.uint64(2)) | documents["branch"].astype(np.uint64)
-    place = _mix(np.repeat(own, sizes) << np.uint64(32) | position.astype(np.uint64))
+    # What tells the documents of a record apart, and the place in the document.
+    own = _mix(_conversation(rows)) + _mix(
+        (documents["turn"].astype(np.uint64) << np.uint64(2)) | documents["branch"].astype(np.uint64)
+    )
+    place = _mix(np.repeat(own, sizes) ^ _mix(position.astype(np.uint64)))
 
     def dense(name: str) -> npt.NDArray[Any]:
         lengths = np.diff(rows.runs["end"], prepend=0)
@@ -159,8 +161,7 @@ def _records(rows: Rows, pretrain: bool) -> Records:
     out["source"], out["row"] = documents["source"], documents["row"]
     out["n_documents"], out["n_tokens"] = begins, sizes
     out["n_loss"] = np.add.reduceat(loss.astype(np.int64), first)
-    shape = _mix(own << np.uint64(32) | documents["length"].astype(np.uint64))
-    out["documents"] = np.where(begins, _mix(shape), 0)
+    out["documents"] = np.where(begins, _mix(own ^ _mix(documents["length"].astype(np.uint64))), 0)
     out["tokens"] = digest(rows.input_ids.reshape(-1)[inside])
     out["roles"] = digest(facts)
     out["sampled"] = digest(flags & np.uint8(0xFF ^ Flag.LOSS))
@@ -168,6 +169,14 @@ def _records(rows: Rows, pretrain: bool) -> Records:
     out["weights"] = digest(weights.view(np.uint32))
     out["verdicts"] = np.where(begins, _verdicts(rows, own), 0)
     return out
+
+
+def _conversation(rows: Rows) -> UInt64:
+    """[entries] the first turn of the conversation that an entry is of: a record may hold several."""
+    out = np.full(len(rows.documents), -1, np.int64)
+    some = np.diff(rows.verdict_offsets) > 0
+    out[some] = rows.verdicts["message"][rows.verdict_offsets[:-1][some]]
+    return out.astype(np.uint64)
 
 
 def _dense_weights(rows: Rows) -> npt.NDArray[np.float32]:
@@ -199,6 +208,3 @@ def _mix(values: UInt64) -> UInt64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-assert DOCUMENT_DTYPE["start"] == np.dtype("<i4")  # positions fit the 32 bits that they have in a digest

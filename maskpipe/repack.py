@@ -38,7 +38,7 @@ from maskpipe.shards.manifest import Manifest, ShardRecord
 from maskpipe.shards.reader import Dataset
 from maskpipe.shards.reader import open as open_dataset
 from maskpipe.shards.rows import Int64
-from maskpipe.shards.unpack import Unpacked, join, unpack_shards
+from maskpipe.shards.unpack import Unpacked, conversations, join, unpack_shards
 from maskpipe.shards.writer import write_shard
 
 GROUP_TOKENS = 1 << 23
@@ -266,9 +266,10 @@ class _Documents:
             first, stop = bounds[k], bounds[k + 1]
             if first > start:
                 yield table.slice(start, first - start)
-            documents = self._whole(list(table_to_documents(table.slice(first, stop - first))), facts[first:stop])
+            own = table.slice(first, stop - first)
+            documents = self._whole(list(table_to_documents(own)), facts[first:stop])
             before = len(out.dropped)
-            documents = self._fit(documents, out)
+            documents = self._fit(documents, out, several=len(np.unique(conversations(own))) > 1)
             where = {"source": int(facts["source"][first]), "row": int(facts["row"][first])}
             dropped += [{**where, "turn": turn, "policy": why} for turn, why in out.dropped[before:]]
             yield documents_to_table(documents)
@@ -302,11 +303,13 @@ class _Documents:
             )
         return out
 
-    def _fit(self, documents: list[Document], out: Encoded) -> list[Document]:
+    def _fit(self, documents: list[Document], out: Encoded, several: bool) -> list[Document]:
         limit = _limit(self._recipe)
+        if several and any(len(document) > limit for document in documents):
+            raise UsageError(_refusal(documents[0], limit, "holds several conversations, each judged on its own"))
         for document in documents:
             if len(document) > limit and self._recipe.on_too_long == "truncate" and not _in_order(document):
-                raise UsageError(_refusal(document, limit, "its template writes turns out of order"))
+                raise UsageError(_refusal(document, limit, "is written with turns out of order"))
         try:
             return fit_lengths(documents, self._recipe, out)
         except RecordError as error:
@@ -335,9 +338,10 @@ def _entries(places: list[tuple[Path, int]]) -> tuple[pa.Table, Any]:
     facts = np.zeros(table.num_rows, DOCUMENT_DTYPE)
     for name in ("source", "row", "turn", "start", "length"):
         facts[name] = table[name].to_numpy()
-    # A record's documents: the whole conversation (turn -1), then its turns. A text that was split is several documents
+    # A record's conversations; of each, all of it (turn -1), then its turns. A text that was split is several documents
     # alike: full rows, which packing leaves in order, and last the shorter rest. Fragments: by where they start.
-    order = np.lexsort((facts["start"], -facts["length"].astype(np.int64), facts["turn"], facts["row"]))
+    size = -facts["length"].astype(np.int64)
+    order = np.lexsort((facts["start"], size, facts["turn"], conversations(table), facts["row"]))
     return table.take(pa.array(order)).combine_chunks().select(DOCUMENT_SCHEMA.names), facts[order]
 
 

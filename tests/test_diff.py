@@ -23,7 +23,7 @@ from maskpipe.roles import Flag, Part, Role, Verdict
 from maskpipe.sources import limits
 from tests.made_datasets import chat as made_chat
 from tests.made_datasets import publish_documents
-from tests.test_repack import chat, prepare, reasoning, weighted, words
+from tests.test_repack import LONG, TOKENIZER, chat, leaf, prepare, reasoning, weighted, words
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ FACT_OF = {
 }
 
 
-@settings(max_examples=25)
+@settings(max_examples=100 if LONG else 8)
 @given(
     name=st.sampled_from([*FACT_OF, "loss", "sampled", "verdict"]),
     which=st.integers(0, 7),
@@ -156,8 +156,6 @@ def test_one_changed_token_is_found_and_shown(
         flags = old.flags.copy()
         flags[place] = {"loss": (flags[place] & ~np.uint8(Flag.STRADDLES)) ^ Flag.LOSS, "sampled": 0}[name]
         changed[which] = dataclasses.replace(old, flags=flags)
-    from tests.test_repack import TOKENIZER
-
     size = TOKENIZER.vocab_size
     for out, given_documents in (("a", documents), ("b", changed)):
         publish_documents(tmp / out, given_documents, files=dict(TOKENIZER.files), vocab_size=max(1000, size))
@@ -176,6 +174,18 @@ def test_one_changed_token_is_found_and_shown(
         assert document["position"] == place == first_difference(old, changed[which])
         assert document["at"][0]["id"] == old.input_ids[place]
     assert "chats.jsonl, record" in str(found)
+
+
+def test_two_completions_that_change_places_are_a_difference(tmp_path: Path) -> None:
+    record = {"prompt": {"text": "why", "role": "prompter", "replies": [leaf(5, 1), leaf(5, 2)]}}
+    swapped = {"prompt": {**record["prompt"], "replies": record["prompt"]["replies"][::-1]}}  # type: ignore[dict-item]
+    for name, given_record in (("a", record), ("b", swapped)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(given_record) + "\n")
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / "data.jsonl")
+        prepare(tmp_path / "data.jsonl", tmp_path / name, sequence_length=128)
+    found = diff(tmp_path / "a", tmp_path / "b")
+    assert (found.differ["tokens"], found.differ["documents"]) == (1, 0)
+    assert len(found.examples[0]["documents"]) == 2
 
 
 def test_records_on_one_side_only_say_why(tmp_path: Path) -> None:

@@ -67,6 +67,23 @@ def unpack_shards(dataset: Dataset) -> Iterator[tuple[int, Unpacked]]:
             reader.close()
 
 
+def conversations(table: pa.Table) -> Int64:
+    """[documents] a message of the conversation that each document of a DOCUMENT_SCHEMA table is of, -1 for text. A
+    record may hold several conversations, its messages numbered through all of them: this tells their documents apart,
+    in order."""
+    verdicts = table["verdicts"].combine_chunks()
+    offsets = verdicts.offsets.to_numpy() - verdicts.offsets[0].as_py()
+    messages = verdicts.flatten().field("message").to_numpy()
+    out = np.full(table.num_rows, -1, np.int64)
+    some = np.diff(offsets) > 0
+    out[some] = messages[offsets[:-1][some]]  # a document lists all the turns of its conversation, the first one first
+    runs = table["runs"].combine_chunks()
+    for k in np.flatnonzero(~some).tolist():
+        own = runs[k].values.field("message").to_numpy()
+        out[k] = min(own[own >= 0].tolist(), default=-1)
+    return out
+
+
 def join(fragments: Sequence[Document], starts: Sequence[int]) -> Document:
     """The document that these fragments, sorted by where they start, were cut from. The first token of a fragment never
     has loss, so loss must be decided anew (encoder.with_loss). ValueError when they do not meet."""
