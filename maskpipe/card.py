@@ -67,7 +67,7 @@ loss_mask = numpy.repeat(flags >> 1 & 1, numpy.diff(end, prepend=0))     # [{len
 ```
 
 `maskpipe verify .` checks every byte; `maskpipe stats .` shows the counts; `maskpipe export . --to hf DEST` writes
-`input_ids` and `labels` for trainers that know nothing of maskpipe.
+`input_ids` and `labels` for trainers that know nothing of maskpipe (also `--to trl`, `megatron-bridge`, `olmo`).
 
 ## Recipe
 

@@ -218,28 +218,52 @@ def verify(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *
     return CLEAN
 
 
-@app.command(usage="Usage: maskpipe export OUT --to hf DEST", sort_key=5)
+@app.command(usage="Usage: maskpipe export OUT --to TARGET DEST", sort_key=5)
 def export(
     out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")],
     destination: Annotated[str, Parameter("DEST", group=_INPUT, help="New directory.")],
     /,
     *,
     to: Annotated[
-        Literal["hf"],
-        Parameter(group=_INPUT, help="hf: Parquet with input_ids, labels, position_ids and seq_lengths."),
+        Literal["hf", "trl", "megatron-bridge", "olmo"],
+        Parameter(
+            group=_INPUT,
+            help="hf: Parquet with labels for any trainer; trl: for its SFTTrainer; megatron-bridge: its packed "
+            "Parquet; olmo: arrays for OLMo-core.",
+        ),
     ] = "hf",
     ignore_weights: Annotated[
         bool, Parameter(group=_INPUT, negative=(), help="Leave out source weights other than 0 and 1, and count them.")
+    ] = False,
+    unpack: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="hf, trl: one document per row, for trainers that pad or pack.")
+    ] = False,
+    across_documents: Annotated[
+        bool,
+        Parameter(
+            group=_INPUT, negative=(), help="olmo: rows as they are packed; the model then attends across documents."
+        ),
+    ] = False,
+    allow_lost_targets: Annotated[
+        bool,
+        Parameter(
+            group=_INPUT, negative=(), help="megatron-bridge: go on where its reader takes the loss from some targets."
+        ),
     ] = False,
     format: FormatFlag = "human",
 ) -> int:
     """Write a dataset in a form for trainers that know nothing of maskpipe.
 
     maskpipe export out --to hf out-hf
+    maskpipe export out --to olmo out-olmo
     """
-    from maskpipe import export as exporting
+    from maskpipe import exports
 
-    made = exporting.export(out, destination, to=to, ignore_weights=ignore_weights)
+    options = exports.Options(
+        ignore_weights=ignore_weights, unpack=unpack, across_documents=across_documents,
+        allow_lost_targets=allow_lost_targets,
+    )  # fmt: skip
+    made = exports.export(out, destination, to=to, options=options)
     _print(made.to_dict() if format == "json" else str(made))
     return CLEAN
 

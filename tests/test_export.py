@@ -15,7 +15,8 @@ import pytest
 import maskpipe
 from maskpipe import demo_data
 from maskpipe.errors import DatasetError, UsageError
-from maskpipe.export import IGNORE, export
+from maskpipe.exports import Options, export
+from maskpipe.exports.rows import IGNORE
 from maskpipe.recipe import Recipe
 
 
@@ -104,7 +105,7 @@ def test_weights_that_labels_cannot_say_are_refused_or_counted(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"0\.5.*--ignore-weights"):
         export(tmp_path / "out", tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    exported = export(tmp_path / "out", tmp_path / "hf", ignore_weights=True)
+    exported = export(tmp_path / "out", tmp_path / "hf", options=Options(ignore_weights=True))
     assert exported.reweighted == exported.loss_tokens == made.manifest.totals.n_loss > 0
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"encoder", "guard", "pack", "partitions"},
     {"fit", "partial", "pool", "rules", "shards", "worker"},
     {"digests"},
-    {"summary", "card", "stats", "export", "explain", "branches", "records", "tasks"},
+    {"summary", "card", "stats", "exports", "explain", "branches", "records", "tasks"},
     {"derived"},
     {"pipeline", "repack", "merge", "diff"},
     {"cli", "__main__", "demo", "recipe_flags"},
