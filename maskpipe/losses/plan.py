@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from maskpipe.errors import UsageError
+from maskpipe.shards.format import Branch
 
 IGNORE = -100
 
@@ -225,8 +226,9 @@ class LossPlan:
         """The plan of a `maskpipe.data.Batch`, or of any object or mapping with the same names.
 
         Takes `plan` if it is there; else labels, segment_ids, loss_weights (or weights), role_ids, part_ids, pairs,
-        predictors and loss_denominator, as far as they are there and not None. `overrides` go to `from_labels`.
-        Raises UsageError without labels.
+        predictors and loss_denominator, as far as they are there and not None. `overrides` go to `from_labels`. Where
+        segments say their branch (`branches`, with `pairs` [S], `segment_numbers` and `cu_seqlens`), both branches of a
+        pair in one row are joined. Raises UsageError without labels, and for a pair with one branch or several.
         """
 
         def find(*names: str) -> Any:
@@ -242,12 +244,15 @@ class LossPlan:
         labels = find("labels")
         if labels is None:
             raise UsageError(f"a {type(batch).__name__} without labels (or plan) has no loss plan.")
+        pairs, branches = find("pairs"), find("branches")
+        if branches is not None and pairs is not None and pairs.dim() == 1:
+            pairs = _join_branches(branches, pairs, find("segment_numbers"), find("cu_seqlens"), labels.shape[1])
         found = {
             "segment_ids": find("segment_ids"),
             "weights": find("loss_weights", "weights"),
             "roles": find("role_ids"),
             "parts": find("part_ids"),
-            "pairs": find("pairs"),
+            "pairs": pairs,
             "predictors": find("predictors"),
             "denominator": find("loss_denominator", "denominator"),
         }
@@ -333,6 +338,33 @@ def _number_segments(
     per_row = segment_ids.amax(1).long() if length else torch.zeros(batch, dtype=torch.int64)
     first = per_row.cumsum(0) - per_row
     return (first[:, None] + segment_ids.long() - 1).clamp(min=0), int(per_row.sum())
+
+
+def _join_branches(
+    branches: Tensor, pairs: Tensor, segment_numbers: Tensor, cu_seqlens: Tensor, length: int
+) -> Tensor | None:
+    """[pairs, 2] documents (chosen, rejected) from facts per segment [S], padding among them; None without any.
+
+    A pair lies in one row, and two datasets may use the same number: row and number together name it.
+    """
+    sides: dict[tuple[int, int], dict[int, int]] = {}
+    document = -1
+    facts = zip(branches.tolist(), pairs.tolist(), segment_numbers.tolist(), cu_seqlens.tolist(), strict=False)
+    for branch, pair, number, start in facts:
+        document += number > 0
+        if number > 0 and branch in (Branch.CHOSEN, Branch.REJECTED):
+            mine = sides.setdefault((start // length, pair), {})
+            if branch in mine:
+                raise UsageError(
+                    f"pair {pair} has two {Branch(branch).name.lower()} branches in row {start // length}."
+                )
+            mine[branch] = document
+    for (row, pair), mine in sides.items():
+        if len(mine) < 2:
+            raise UsageError(f"pair {pair} in row {row} has only one branch; both must be in one row.")
+    if not sides:
+        return None
+    return torch.tensor([[mine[Branch.CHOSEN], mine[Branch.REJECTED]] for mine in sides.values()])
 
 
 def _sum64(weights: Tensor) -> float | Tensor:

@@ -98,6 +98,27 @@ def test_a_batch_is_read_by_its_names_as_object_or_mapping() -> None:
         LossPlan.from_batch({"input_ids": m.labels})
 
 
+def test_branches_of_a_pair_are_joined_by_row_and_number() -> None:
+    """Two rows of twelve: both hold a pair 7, of two datasets; the second begins with a document of no pair."""
+    batch = {
+        "labels": torch.randint(0, 9, (2, 12)),
+        "segment_ids": torch.tensor([[1] * 5 + [2] * 5 + [0] * 2, [1] * 3 + [2] * 4 + [3] * 5]),
+        "branches": torch.tensor([3, 2, 0, 0, 2, 3], dtype=torch.uint8),
+        "pairs": torch.tensor([7, 7, -1, -1, 7, 7]),
+        "segment_numbers": torch.tensor([1, 2, 0, 1, 2, 3]),
+        "cu_seqlens": torch.tensor([0, 5, 10, 12, 15, 19, 24]),
+    }
+    batch["labels"][batch["segment_ids"] == 0] = -100
+    plan = LossPlan.from_batch(batch)
+    assert plan.pairs is not None and plan.pairs.tolist() == [[1, 0], [3, 4]]
+    none = LossPlan.from_batch({**batch, "branches": torch.zeros(6, dtype=torch.uint8)})
+    assert none.pairs is None
+    with pytest.raises(UsageError, match="only one branch"):
+        LossPlan.from_batch({**batch, "pairs": torch.tensor([7, 8, -1, -1, 7, 7])})
+    with pytest.raises(UsageError, match="two chosen branches"):
+        LossPlan.from_batch({**batch, "branches": torch.tensor([2, 2, 0, 0, 2, 3], dtype=torch.uint8)})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
