@@ -1,153 +1,109 @@
-"""The Jinja2 sandbox for chat templates, set up exactly as transformers does it, with and without origin tracking.
+"""The tracking environment: Jinja2's sandbox (sandbox.py) that prints the same text as a str with origins.
 
-The plain environment is the reference (and what shadow rendering uses); the tracking one prints the same text. Three
-kinds of place would lose a str subclass or its origin, and are re-routed here:
+Three kinds of place would lose a str subclass or its origin, and are re-routed here:
 
 1. C code that joins strings: `{{ }}`, `~`, macros, set, call and filter blocks (the code generator and `concat`);
 2. methods of an exact str with tracked arguments: "sep".join(...), "...".replace(a, tracked), "...".format(tracked);
 3. filters and tests that ask for exact types, or build new strings.
 
+What else turns data into text without origins (pprint, urlize, encode, a format of the clock …) gives text that is
+known to come from data, though not from which characters (origin.derived): it is never the template's own.
+
+What the template prints at its top level reaches `printed` piece by piece: an exact str is literal text, to be tagged
+with the message that the template's loop stands on at this moment. So constants cost nothing until the last join.
 The syntax tree gets one addition: `enter` calls at the head of loop bodies, so that literal text knows which message
 the template's loop stood on when it was printed. They print nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import jinja2
-import jinja2.ext
 import jinja2.filters
 import jinja2.tests
-import jinja2.utils
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.compiler import CodeGenerator, Frame, optimizeconst
+from jinja2.runtime import Context
 
 from maskpipe.template import origin
 from maskpipe.template.origin import Tracked, TrackedBool, TrackedFloat, TrackedInt, concat, make, origins_of, to_text
+from maskpipe.template.sandbox import ShortcutEnvironment, ShortcutGenerator
 
 
-class _Generation(jinja2.ext.Extension):
-    """transformers' `{% generation %}` block: accepted, and without any effect here."""
+class Sum(tuple[Any, ...]):
+    """The terms of a `{{ a + b + c }}`, not added yet."""
 
-    tags = {"generation"}  # noqa: RUF012 (Jinja2's own way)
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
+    __slots__ = ()
 
 
-class _TemplateDict:
-    """`dict` for templates, as transformers limits it."""
+class _TrackingGenerator(ShortcutGenerator):
+    """Generates code whose output and `~` go through the environment instead of `str` and C joins. At the top level
+    values are yielded as they are; inside macros and blocks, which gather text to go on with, it is tagged at once."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
+    _gathers = False
+    _printed: nodes.Expr | None = None
 
-    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args, **kwargs)
-
-
-class _TemplateNamespace(jinja2.utils.Namespace):
-    """`namespace` for templates: no underscore attributes, as transformers limits it."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, rest = args[0], args[1:]
-        attrs = dict(*rest, **kwargs)
-        for name in attrs:
-            _check_attribute(name)
-        jinja2.utils.Namespace.__init__(self, attrs)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_attribute(name)
-        jinja2.utils.Namespace.__setitem__(self, name, value)
-
-
-def _check_attribute(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"chat templates cannot store the underscore attribute {name!r}")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def _refuse_chance(*args: Any, **kwargs: Any) -> NoReturn:
-    raise jinja2.exceptions.TemplateError("the template draws at random, so no two renders would be the same")
-
-
-def _plain_tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _set_up(environment: ImmutableSandboxedEnvironment, clock: str) -> None:
-    moment = datetime.fromisoformat(clock)
-
-    def strftime_now(format: str) -> str:
-        return moment.strftime(format)
-
-    environment.filters["random"] = _refuse_chance
-    environment.globals.update(
-        lipsum=_refuse_chance,
-        raise_exception=_raise_exception,
-        strftime_now=strftime_now,
-        dict=_TemplateDict(),
-        namespace=_TemplateNamespace,
-    )
-
-
-def plain_environment(clock: str) -> ImmutableSandboxedEnvironment:
-    """What transformers renders with; `strftime_now` shows `clock` (ISO 8601)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    _set_up(environment, clock)
-    environment.filters["tojson"] = _plain_tojson
-    return environment
-
-
-class TrackedMessage(dict[str, Any]):
-    """A message as the template sees it: a dict that knows its index."""
-
-    index: int
-
-
-class _TrackingCodeGenerator(CodeGenerator):
-    """Generates code whose output and `~` go through the environment instead of `str` and C joins."""
+    def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
+        self._gathers = frame.buffer is not None
+        CodeGenerator.visit_Output(self, node, frame)
 
     def _output_const_repr(self, group: Iterable[Any]) -> str:
-        return f"environment.literal({''.join(str(part) for part in group)!r})"
+        text = repr("".join(str(part) for part in group))
+        return f"environment.literal({text})" if self._gathers else text
 
-    def _output_child_pre(self, node: nodes.Expr, frame: Any, finalize: Any) -> None:
-        self.write("environment.printed(")
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        self.write("environment.tagged(" if frame.buffer is not None else "(")
+        self._printed = node if frame.buffer is None else None
 
-    def _output_child_post(self, node: nodes.Expr, frame: Any, finalize: Any) -> None:
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
         self.write(")")
 
-    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined((")
         for child in node.nodes:
             self.visit(child, frame)
             self.write(", ")
         self.write("))")
 
+    @optimizeconst
+    def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:
+        printed, self._printed = node is self._printed, None
+        terms: list[nodes.Expr] = [node.right]
+        left: nodes.Expr = node.left
+        while isinstance(left, nodes.Add):
+            terms.append(left.right)
+            left = left.left
+        if len(terms) == 1 and not printed:
+            self.write("(")
+            self.visit(left, frame)
+            self.write(" + ")
+            self.visit(node.right, frame)
+            self.write(")")
+            return
+        self.write("shortcut_sum((" if printed else "environment.added((")
+        for term in (left, *reversed(terms)):
+            self.visit(term, frame)
+            self.write(", ")
+        self.write("))")
 
-class TrackingEnvironment(ImmutableSandboxedEnvironment):
+
+_NUMBERS = (TrackedInt, TrackedFloat, TrackedBool)
+
+
+class TrackingEnvironment(ShortcutEnvironment):
     """Renders tracked input into tracked text. Holds the state of one render at a time: not for several threads."""
 
-    code_generator_class = _TrackingCodeGenerator
+    code_generator_class = _TrackingGenerator
     intercepted_binops = frozenset(("%",))
-    concat = staticmethod(concat)
+    shortcuts: ClassVar[dict[str, Any]] = {
+        **ShortcutEnvironment.shortcuts,
+        "shortcut_texts": (str, Tracked),
+        "shortcut_sum": Sum,
+    }
+    inert = ShortcutEnvironment.inert | {Tracked, TrackedInt, TrackedFloat, TrackedBool}
 
     message: int = -1
     """Index of the message that the innermost loop over messages stands on, -1 for none."""
@@ -155,41 +111,87 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
     """What was printed as Python repr: (message, what)."""
 
     def __init__(self, clock: str) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-        self.begin()
-        _set_up(self, clock)
+        super().__init__(clock)
+        self.begin({})
+        self.concat = self.gathered  # type: ignore[method-assign]
         self.filters.update(_filters(dict(self.filters)))
         self.tests.update(_TESTS)
 
-    def load(self, source: str) -> jinja2.Template:
-        """The template, compiled for tracking. Raises jinja2.TemplateSyntaxError."""
+    def prepare(self, source: str) -> nodes.Template:
         tree = self.parse(source)
         _add_enters(tree)
-        return self.from_string(tree)
+        return tree
+
+    def begin(self, numbers: dict[int, int]) -> None:
+        """Forgets what an earlier render left behind; `numbers` has the index of each message by its identity."""
+        self.message = -1
+        self.reprs = []
+        self._numbers = numbers
+        self._before_loops: list[int] = []
+
+    def printed(self, pieces: Iterable[Any]) -> tuple[str, list[origin.Origin]]:
+        """The text of what a template prints at its top level, and its origins, contiguous from 0 to the end."""
+        texts: list[str] = []
+        out: list[origin.Origin] = []
+        at = literal = 0  # literal text from `literal` to `at`, not in `out` yet
+        source = 0
+        for piece in pieces:
+            here = -2 - self.message
+            if type(piece) is not Sum:
+                terms: tuple[Any, ...] = (piece,)
+            else:
+                terms = piece
+                for term in piece:
+                    if type(term) is not str and type(term) is not Tracked:
+                        terms = (_added_one_by_one(piece),)
+                        break
+            for term in terms:
+                if not isinstance(term, str):
+                    term = self._text(term)
+                size = len(term)
+                if not size:
+                    continue
+                texts.append(term)
+                if here != source:
+                    if at > literal:
+                        out.append((literal, at, source, 0, at - literal))
+                    source, literal = here, at
+                if isinstance(term, Tracked):
+                    for a, b, leaf, c, d in term._origins:
+                        if at + a > literal:
+                            out.append((literal, at + a, source, 0, at + a - literal))
+                        literal = at + b
+                        out.append((at + a, literal, leaf, c, d))
+                at += size
+        if at > literal:
+            out.append((literal, at, source, 0, at - literal))
+        return "".join(texts), out
 
     # -- called by the generated code
 
     def literal(self, text: str) -> str:
         return make(text, ((0, len(text), origin.scaffold(self.message), 0, len(text)),)) if text else text
 
-    def printed(self, value: Any) -> str:
-        if not isinstance(value, str):
-            self._note_repr(value)
-            value = to_text(value)
-        return self._fill(value) if value else value
+    def tagged(self, value: Any) -> str:
+        text = value if isinstance(value, str) else self._text(value)
+        return self._fill(text) if text else text
 
     def joined(self, values: Iterable[Any]) -> str:
-        parts = []
-        for value in values:
-            if not isinstance(value, str):
-                self._note_repr(value)
-                value = to_text(value)
-            parts.append(value)
-        return concat(parts)
+        return concat([value if isinstance(value, str) else self._text(value) for value in values])
+
+    def added(self, terms: tuple[Any, ...]) -> Any:
+        for term in terms:
+            if type(term) is not str and type(term) is not Tracked:
+                return _added_one_by_one(terms)
+        return concat(terms)
+
+    def gathered(self, parts: Iterable[Any]) -> str:
+        """What a macro or block printed; the pieces of a block called by its name have no tags yet."""
+        return concat([part if type(part) is Tracked else self.tagged(part) for part in parts])
 
     def enter(self, value: Any) -> str:
-        if type(value) is TrackedMessage:
-            self.message = value.index
+        if type(value) is dict:
+            self.message = self._numbers.get(id(value), self.message)
         return ""
 
     def remember(self) -> str:
@@ -200,11 +202,14 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
         self.message = self._before_loops.pop()
         return ""
 
-    def begin(self) -> None:
-        """Forgets what an earlier render left behind."""
-        self.message = -1
-        self.reprs = []
-        self._before_loops: list[int] = []
+    def _text(self, value: Any) -> str:
+        """The text of any value, where the template prints it."""
+        if value is None:
+            self.reprs.append((self.message, "null printed as None"))
+        elif isinstance(value, list | dict | tuple) and origin.has_origin(value):
+            kind = "an object" if isinstance(value, dict) else "a list"
+            self.reprs.append((self.message, f"{kind} printed as Python repr"))
+        return to_text(value)
 
     def _fill(self, text: str) -> str:
         """Tags the characters without origin as literal text printed now."""
@@ -220,25 +225,21 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
             filled.append((at, len(text), source, 0, len(text) - at))
         return make(text, tuple(filled))
 
-    def _note_repr(self, value: Any) -> None:
-        if value is None:
-            self.reprs.append((self.message, "null printed as None"))
-        elif isinstance(value, list | dict | tuple) and origin.has_origin(value):
-            kind = "an object" if isinstance(value, dict) else "a list"
-            self.reprs.append((self.message, f"{kind} printed as Python repr"))
-
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if type(left) is str and origin.has_origin(right):
             return make(left, ()) % right
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
-        if type(owner) is str and getattr(__obj, "__name__", "") in ("join", "replace"):
+        if type(owner) is str and getattr(__obj, "__name__", "") in _TAKE_TEXT:
             __obj = getattr(make(owner, ()), __obj.__name__)
             if __obj.__name__ == "join":
                 args = (list(args[0]), *args[1:])
-        return super().call(__context, __obj, *args, **kwargs)
+        result = super().call(__context, __obj, *args, **kwargs)
+        if type(result) is str and __obj is __self.globals["strftime_now"]:
+            return origin.derived(result, args, kwargs.get("format"))
+        return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`format` methods, which the sandbox replaces where they are looked up by ones that follow its rules (no
@@ -247,6 +248,17 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
             return None
         owner = value.__self__ if isinstance(value.__self__, Tracked) else make(value.__self__, ())
         return lambda *args, **kwargs: _sandboxed_format(self, getattr(owner, value.__name__), args, kwargs)
+
+
+_TAKE_TEXT = frozenset(("join", "replace", "center", "ljust", "rjust", "translate"))
+"""Methods of str whose result holds characters of their arguments."""
+
+
+def _added_one_by_one(terms: tuple[Any, ...]) -> Any:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def _sandboxed_format(environment: TrackingEnvironment, method: Any, args: Any, kwargs: Any) -> str:
@@ -351,7 +363,7 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
     def urlencode(value: Any) -> str:
         if isinstance(value, Tracked):
             return origin.mapped(value, lambda part: quote(part.encode("utf-8"), safe="/"))
-        return str(base["urlencode"](value))
+        return str(origin.derived(base["urlencode"](value), value))
 
     def realigned(name: str) -> Callable[..., Any]:
         original = base[name]
@@ -368,8 +380,9 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
         return run
 
     return {
-        **{name: text_first(name) for name in ("upper", "lower", "capitalize", "trim")},
-        **{name: realigned(name) for name in ("center", "wordwrap", "striptags", "truncate")},
+        **{name: _deriving(original) for name, original in base.items() if name not in _PASS_ON},
+        **{name: text_first(name) for name in ("upper", "lower", "capitalize", "trim", "center")},
+        **{name: realigned(name) for name in ("wordwrap", "striptags", "truncate")},
         "tojson": origin.to_json,
         "string": to_text,
         "join": join,
@@ -383,6 +396,29 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
         "forceescape": forceescape,
         "urlencode": urlencode,
     }
+
+
+_PASS_ON = frozenset(
+    (
+        *("abs", "attr", "batch", "count", "d", "default", "dictsort", "first", "float", "groupby", "int", "items"),
+        *("last", "length", "list", "map", "max", "min", "random", "reject", "rejectattr", "reverse", "round"),
+        *("select", "selectattr", "slice", "sort", "sum", "unique", "wordcount"),
+    )
+)
+"""Filters that give back what they are given, parts of it, or numbers."""
+
+
+def _deriving(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that builds its text anew: what it makes of data is known to come from data."""
+    first = 0 if getattr(original, "jinja_pass_arg", None) is None else 1
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        return origin.derived(result, args[first:], kwargs)
+
+    if first:
+        run.jinja_pass_arg = original.jinja_pass_arg  # type: ignore[attr-defined]
+    return run
 
 
 def _is_boolean(value: Any) -> bool:
@@ -399,5 +435,3 @@ _TESTS: dict[str, Callable[..., bool]] = {
         value is other or (_is_boolean(value) and _is_boolean(other) and bool(value) == bool(other))
     ),
 }
-
-__all__ = ["TrackedBool", "TrackedFloat", "TrackedInt", "TrackedMessage", "TrackingEnvironment", "plain_environment"]

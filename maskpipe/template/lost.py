@@ -7,11 +7,10 @@ reasoning) was not lost, so a lost piece that stands in the literal text of the 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from maskpipe.roles import Part, Role
-from maskpipe.template.render import KEY, Leaf, Path, Trace, end_of_inline_reasoning
+from maskpipe.template.render import KEY, Leaf, Path, Trace, end_of_inline_reasoning, shown_range
 
 _NOT_TEXT = ("role", "name", "tool_call_id", "id", "type", "index")
 
@@ -36,40 +35,73 @@ class Lost:
 
 def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
     """What the render lost of the first `messages` messages (None: all), the tools and the documents."""
-    shown: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    literal: list[str] = []
-    for entry in trace.origins:
-        if entry[2] >= 0:
-            shown[entry[2]].append((entry[3], entry[4]))
-        else:
-            literal.append(trace.text[entry[0] : entry[1]])
-    scaffold = "\0".join(literal)
+    shown = _shown(trace)
+    scaffold: str | None = None
     out = []
     for number, leaf in enumerate(trace.leaves):
-        if not _counts(leaf) or (messages is not None and leaf.message >= messages):
+        ranges = shown[number]
+        if messages is not None and leaf.message >= messages:
             continue
-        missing = _uncovered(leaf.text, shown.get(number, []))
-        pieces = [leaf.text[start:stop] for start, stop in missing if not _written(leaf.text[start:stop], scaffold)]
-        if pieces:
-            reasoning = leaf.part is Part.REASONING or missing[-1][1] <= end_of_inline_reasoning(leaf)
-            whole = sum(map(len, pieces)) >= len(leaf.text.strip())
-            text = " … ".join(piece.strip() for piece in pieces)
-            out.append(
-                Lost(
-                    leaf.path,
-                    leaf.message,
-                    leaf.role,
-                    Part.REASONING if reasoning else leaf.part,
-                    "dropped by the template" if whole else "shown only in part",
-                    text if len(text) <= 60 else text[:57] + "...",
-                )
-            )
+        if len(ranges) == 1 and ranges[0][1] - ranges[0][0] == len(leaf.text):
+            continue  # all of it, once: the usual case
+        if not _counts(leaf) or not (missing := _uncovered(leaf.text, ranges)):
+            continue
+        if scaffold is None:
+            scaffold = _literal_text(trace)
+        lost = _lost(leaf, missing, scaffold)
+        if lost is not None:
+            out.append(lost)
     for message, what in trace.reprs:
         if messages is None or message < messages:
-            out.append(
-                Lost(("messages", message) if message >= 0 else (), message, Role.TEMPLATE, Part.SCAFFOLD, what, "")
-            )
+            out.append(Lost(_place(message), message, Role.TEMPLATE, Part.SCAFFOLD, what, ""))
     return out
+
+
+def is_lost(trace: Trace, path: Path) -> bool:
+    """Did the render lose something of the field at `path`, or print the message at `path` as Python repr?"""
+    if any(_place(message) == path for message, _ in trace.reprs):
+        return True
+    number = next((at for at in range(len(trace.leaves) - 1, -1, -1) if trace.leaves[at].path == path), None)
+    if number is None or not _counts(trace.leaves[number]):
+        return False
+    leaf = trace.leaves[number]
+    missing = _uncovered(leaf.text, [shown_range(entry) for entry in trace.origins if entry[2] == number])
+    return bool(missing) and _lost(leaf, missing, _literal_text(trace)) is not None
+
+
+def _place(message: int) -> Path:
+    return ("messages", message) if message >= 0 else ()
+
+
+def _shown(trace: Trace) -> list[list[tuple[int, int]]]:
+    """The ranges of each leaf's text that the render shows."""
+    shown: list[list[tuple[int, int]]] = [[] for _ in trace.leaves]
+    for entry in trace.origins:
+        if entry[2] >= 0:
+            shown[entry[2]].append(shown_range(entry))
+    return shown
+
+
+def _literal_text(trace: Trace) -> str:
+    return "\0".join([trace.text[entry[0] : entry[1]] for entry in trace.origins if entry[2] < 0])
+
+
+def _lost(leaf: Leaf, missing: list[tuple[int, int]], scaffold: str) -> Lost | None:
+    """What is said of a leaf whose pieces `missing` no origin points to; None where the template writes them itself."""
+    pieces = [leaf.text[start:stop] for start, stop in missing if not _written(leaf.text[start:stop], scaffold)]
+    if not pieces:
+        return None
+    reasoning = leaf.part is Part.REASONING or missing[-1][1] <= end_of_inline_reasoning(leaf)
+    whole = sum(map(len, pieces)) >= len(leaf.text.strip())
+    text = " … ".join(piece.strip() for piece in pieces)
+    return Lost(
+        leaf.path,
+        leaf.message,
+        leaf.role,
+        Part.REASONING if reasoning else leaf.part,
+        "dropped by the template" if whole else "shown only in part",
+        text if len(text) <= 60 else text[:57] + "...",
+    )
 
 
 def _written(piece: str, scaffold: str) -> bool:

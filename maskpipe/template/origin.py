@@ -8,8 +8,10 @@ An origin is (start, end, source, source_start, source_end): characters start..e
 source_start..source_end of the source. `source` >= 0 numbers a leaf of the input (render.py keeps the table); a
 negative one is literal text of the template, tagged with the message the template's loop stood on (`scaffold`).
 Characters no origin covers are literal text that has not been printed yet. Where a mapping is one to one, both sides
-have the same length; an escape such as '\\n' keeps the whole range of what it stands for. Cut in two (an escape that is
-escaped again), each half keeps that range: it still says what it stands for, though not that it shows it.
+have the same length; an escape such as '\\n' keeps the range of the one character that it stands for. Half an escape
+(one that is escaped again) has the empty range where that character begins: it says what it stands for, and not that it
+shows it. Text that is made of data in a way that nobody can follow (`derived`) has the range from -1 to -1 of its leaf,
+or the source UNKNOWN where several leaves went into it.
 
 Python calls the reflected method of a str subclass first, and Jinja2 looks methods up on the object, so overriding
 here is enough for everything but C code that joins strings itself; environment.py re-routes those places.
@@ -20,7 +22,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -33,6 +35,10 @@ def scaffold(message: int) -> int:
     return -2 - message
 
 
+UNKNOWN = -(1 << 40)
+"""The source of text that several leaves went into, nobody knows how. render.py gives it a leaf of its own."""
+
+
 def scaffold_message(source: int) -> int:
     """The message of a scaffold source number."""
     return -2 - source
@@ -43,6 +49,9 @@ class Tracked(str):
 
     __slots__ = ("_origins",)
     _origins: Origins
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        raise ValueError("encode() of a text of the data: what its bytes become could pass for the template's own text")
 
     def __str__(self) -> str:
         return self
@@ -182,17 +191,22 @@ class Tracked(str):
         return mapped(self, str.title)
 
     def translate(self, table: Any, /) -> str:
+        if has_origin(table):
+            return str(derived(str.translate(plain(self), table), self, table))
         return mapped(self, lambda text: str.translate(text, table))
 
     def center(self, width: SupportsIndex, fill: str = " ", /) -> str:
-        return aligned(str.center(plain(self), width, fill), self)
+        text = str.center(plain(self), width, fill)
+        added = len(text) - len(self)
+        left = added // 2 + (added & index(width) & 1)  # where str.center puts the odd one
+        return concat((derived(text[:left], fill), self, derived(text[left + len(self) :], fill)))
 
     def ljust(self, width: SupportsIndex, fill: str = " ", /) -> str:
-        return concat((self, str.ljust(plain(self), width, fill)[len(self) :]))
+        return concat((self, derived(str.ljust(plain(self), width, fill)[len(self) :], fill)))
 
     def rjust(self, width: SupportsIndex, fill: str = " ", /) -> str:
         text = str.rjust(plain(self), width, fill)
-        return concat((text[: len(text) - len(self)], self))
+        return concat((derived(text[: len(text) - len(self)], fill), self))
 
     def zfill(self, width: SupportsIndex, /) -> str:
         return aligned(str.zfill(plain(self), width), self)
@@ -387,6 +401,8 @@ def cut(text: Tracked, start: int, stop: int) -> Tracked:
             continue
         if b - a == d - c:
             out.append((left - start, right - start, source, c + left - a, c + right - a))
+        elif right - left == d - c:
+            out.append((left - start, right - start, source, c, c))
         else:
             out.append((left - start, right - start, source, c, d))
     return make(str.__getitem__(text, slice(start, stop)), tuple(out))
@@ -412,7 +428,8 @@ def mapped(text: Tracked, function: Callable[[str], str]) -> str:
 
 def aligned(result: str, *sources: str) -> str:
     """`result` with the origins of the characters of `sources` that appear in it in order: for the few functions
-    (centring, wrapping, stripping tags) whose output is their input with something added or taken out."""
+    (wrapping, stripping tags) whose output is their input with something added or taken out. Characters that do not
+    appear in it, white space aside, are derived from the sources."""
     source = concat(sources)
     if not origins_of(source):
         return result
@@ -424,9 +441,39 @@ def aligned(result: str, *sources: str) -> str:
         return concat((result[:whole], source, result[whole + len(text) :]))
     for char in result:
         found = text.find(char, at)
-        out.append(source[found] if found >= 0 else char)
+        out.append(source[found] if found >= 0 else char if char.isspace() else derived(char, source))
         at = found + 1 if found >= 0 else at
     return concat(out)
+
+
+def derived(result: Any, *values: Any) -> Any:
+    """`result` as text that comes from the leaves inside `values`, nobody knows from which characters; what has origins
+    already, or nothing to do with any leaf, stays as it is. Lists and tuples: each of their entries."""
+    if isinstance(result, list | tuple):
+        return type(result)([derived(entry, *values) for entry in result])
+    if not isinstance(result, str) or isinstance(result, Tracked) or not result:
+        return result
+    sources = set(_sources(values))
+    if not sources:
+        return result
+    return make(result, ((0, len(result), sources.pop() if len(sources) == 1 else UNKNOWN, -1, -1),))
+
+
+def _sources(value: Any) -> Iterator[int]:
+    """The leaves inside a value."""
+    if isinstance(value, Tracked):
+        yield from (entry[2] for entry in value._origins if entry[2] >= 0 or entry[2] == UNKNOWN)
+    elif isinstance(value, TrackedInt | TrackedFloat | TrackedBool):
+        yield value._origin
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _sources(key)
+            yield from _sources(entry)
+    elif isinstance(value, list | tuple | KeysView | ValuesView | ItemsView):
+        for entry in value:
+            yield from _sources(entry)
+    elif has_origin(value):
+        yield UNKNOWN
 
 
 _FIRST_STAND_IN = 0x10F000
@@ -453,10 +500,27 @@ def formatted(function: Callable[[str, Any], str], template: str, args: Any, dep
         return aligned(text, template, *values.values())
     try:
         pieces = re.split("([\U0010f000-\U0010fffd])", function(plain(template), swapped))
-        spliced = concat([values.get(piece, piece) for piece in pieces])
+        keys = [key for key in _keys(args, depth) if isinstance(key, Tracked)]
+        spliced = concat([values[piece] if piece in values else _between(piece, keys) for piece in pieces])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         spliced = ""
     return spliced if spliced == text else aligned(text, *values.values())
+
+
+def _between(text: str, keys: list[Tracked]) -> str:
+    """What a formatter wrote between the values: a mapping that is shown as it is brings its keys along."""
+    found = [key for key in keys if repr(plain(key))[1:-1] in text]
+    return str(derived(text, found)) if found else text
+
+
+def _keys(args: Any, depth: int) -> Iterator[Any]:
+    """The keys of the mappings among the arguments of a formatter."""
+    if isinstance(args, dict):
+        yield from args
+        args = tuple(args.values())
+    if isinstance(args, tuple) and depth:
+        for entry in args:
+            yield from _keys(entry, depth - 1)
 
 
 def _each_argument(args: Any, function: Callable[[Any], Any], depth: int) -> Any:
@@ -490,14 +554,14 @@ def _untracked(value: Any) -> Any:
 
 
 def has_origin(value: Any) -> bool:
-    """Is anything inside `value` tracked?"""
+    """Is anything inside `value` tracked, or may it be (in a view of an object, a namespace, what is no plain data)?"""
     if isinstance(value, Tracked | TrackedInt | TrackedFloat | TrackedBool):
         return True
     if isinstance(value, dict):
         return any(has_origin(key) or has_origin(entry) for key, entry in value.items())
     if isinstance(value, list | tuple):
         return any(has_origin(entry) for entry in value)
-    return False
+    return type(value) not in _HOLD_NOTHING and not isinstance(value, str)
 
 
 def to_text(value: Any) -> str:
@@ -508,7 +572,17 @@ def to_text(value: Any) -> str:
         return track(_number_text(value), value._origin)
     if isinstance(value, dict | list | tuple) and has_origin(value):
         return to_repr(value)
-    return str(value)
+    if type(value) in _HOLD_NOTHING or isinstance(value, dict | list | tuple):
+        return str(value)
+    return _unknown(str(value))
+
+
+def _unknown(text: str) -> str:
+    """The text of a value of which nobody knows what it holds."""
+    return make(text, ((0, len(text), UNKNOWN, -1, -1),)) if text else text
+
+
+_HOLD_NOTHING = frozenset((int, float, bool, complex, type(None), range))
 
 
 def _number_text(value: TrackedInt | TrackedFloat | TrackedBool) -> str:
@@ -539,7 +613,7 @@ def to_repr(value: Any) -> str:
     if isinstance(value, list | tuple):
         opening, closing = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
         return concat((opening, join(", ", [to_repr(entry) for entry in value]), closing))
-    return repr(value)
+    return _unknown(repr(value)) if has_origin(value) else repr(value)
 
 
 _REPR_ESCAPES = re.compile(r"['\"\\]|[^ -~]")

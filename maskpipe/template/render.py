@@ -8,9 +8,10 @@ A leaf is one string, number or boolean of the input; its field decides the role
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import meta
@@ -18,8 +19,9 @@ from jinja2 import meta
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role, role_of
 from maskpipe.template import origin
-from maskpipe.template.environment import TrackedMessage, TrackingEnvironment, plain_environment
+from maskpipe.template.environment import TrackingEnvironment
 from maskpipe.template.origin import TrackedBool, TrackedFloat, TrackedInt
+from maskpipe.template.sandbox import ShortcutEnvironment, plain_environment
 
 Path = tuple[str | int, ...]
 
@@ -47,8 +49,11 @@ _STANDARD_KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Leaf:
+UNKNOWN_PATH: Path = ("unknown",)
+"""The path of text that several fields went into, nobody knows how (a filter that builds its text anew)."""
+
+
+class Leaf(NamedTuple):
     """One scalar of the input."""
 
     path: Path
@@ -80,7 +85,9 @@ def end_of_inline_reasoning(leaf: Leaf) -> int:
 class Wrapped:
     """A conversation ready to be rendered with tracking, whole or its first messages."""
 
-    messages: list[TrackedMessage]
+    messages: list[dict[str, Any]]
+    numbers: dict[int, int]
+    """Index of each of these messages by its identity."""
     tools: list[Any] | None
     documents: list[Any] | None
     kwargs: dict[str, Any]
@@ -88,6 +95,8 @@ class Wrapped:
     roles: tuple[Role, ...]
     raw: dict[str, Any]
     """What was wrapped: messages, tools, documents and kwargs as given."""
+    shown: list[dict[str, Any]]
+    """The messages as they are shown to templates, without tracking."""
     traces: dict[tuple[int, bool], Trace]
     """Renders made so far: (messages, with generation prompt) → Trace. Turns of one conversation share them."""
 
@@ -121,7 +130,55 @@ class Trace:
 
     def cut(self, start: int, stop: int) -> tuple[origin.Origin, ...]:
         """The origins of text[start:stop], shifted to begin at 0."""
-        return origin.cut(origin.make(self.text, self.origins), start, stop)._origins
+        first = self.first_at(start)
+        last = bisect.bisect_left(self.origins, stop, first, key=lambda entry: entry[0])
+        return origin.cut(origin.make(self.text, self.origins[first:last]), start, stop)._origins
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each message's own text stands."""
+        own: dict[int, tuple[int, int]] = {}
+        data: list[int] = []
+        peaks: list[int] = []
+        literal: set[int] = set()
+        peak = -1
+        leaves = self.leaves
+        for number, entry in enumerate(self.origins):
+            source = entry[2]
+            if source < 0:
+                literal.add(source)
+                continue
+            leaf = leaves[source]
+            if leaf.part is Part.SCAFFOLD:
+                continue
+            message = leaf.message
+            own[message] = (own[message][0] if message in own else number, number)
+            peak = max(peak, message)
+            data.append(number)
+            peaks.append(peak)
+        return Layout(own, data, peaks, literal)
+
+
+class Layout(NamedTuple):
+    """Where data stands in a trace, found once; numbers are those of its origins."""
+
+    own: dict[int, tuple[int, int]]
+    """Message (-1: of none) → its first and its last own text."""
+    data: list[int]
+    """All own text of any message."""
+    peaks: list[int]
+    """For each of these, the highest message up to it."""
+    literal: set[int]
+    """Sources of literal text."""
+
+
+def shown_range(entry: origin.Origin) -> tuple[int, int]:
+    """The characters of the source that an origin shows, or stands for: half an escape stands for one character, text
+    of unknown characters for none."""
+    start, stop = entry[3], entry[4]
+    if start < 0:
+        return 0, 0
+    return start, max(stop, start + 1)
 
 
 class Engine:
@@ -133,16 +190,17 @@ class Engine:
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str], clock: str = DEFAULT_CLOCK) -> None:
         self.source = source
+        self._clock = clock
         self.special_tokens = dict(special_tokens)
         try:
             self._tracking_environment = TrackingEnvironment(clock)
-            self._plain_environment = plain_environment(clock)
+            plain = ShortcutEnvironment(clock)
         except ValueError:
             raise TemplateError(f"clock must be an ISO 8601 date and time, got {clock!r}") from None
         try:
-            self._plain = self._plain_environment.from_string(source)
+            self._plain = plain.load(source)
             self._tracking = self._tracking_environment.load(source)
-            self.tree = tree = self._plain_environment.parse(source)
+            self.tree = tree = plain.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"the chat template does not parse: line {error.lineno}: {error.message}") from None
         self.variables = frozenset(meta.find_undeclared_variables(tree)) - {
@@ -165,10 +223,10 @@ class Engine:
         add_generation_prompt: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text as transformers renders it."""
+        """The text as transformers renders it, by stock Jinja2: the reference."""
         given = {**self.special_tokens, **(kwargs or {})}
         try:
-            return self._plain.render(
+            return self._stock.render(
                 messages=[_alias_reasoning(dict(message)) for message in messages],
                 tools=tools,
                 documents=documents,
@@ -182,16 +240,27 @@ class Engine:
         except Exception as error:
             raise _render_error(error) from None
 
+    @cached_property
+    def _stock(self) -> jinja2.Template:
+        return plain_environment(self._clock).from_string(self.source)
+
     def plain_of(self, wrapped: Wrapped, count: int | None = None, *, add_generation_prompt: bool = False) -> str:
-        """The text of the first `count` messages of a wrapped conversation, without tracking."""
+        """The text of the first `count` messages of a wrapped conversation, without tracking: what `plain` gives."""
         raw = wrapped.raw
-        return self.plain(
-            raw["messages"][:count],
-            tools=raw["tools"],
-            documents=raw["documents"],
-            add_generation_prompt=add_generation_prompt,
-            kwargs=raw["kwargs"],
-        )
+        variables = {
+            **self.special_tokens,
+            **(raw["kwargs"] or {}),
+            "messages": wrapped.shown[:count],
+            "tools": raw["tools"],
+            "documents": raw["documents"],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return "".join(self._plain.pieces(variables))
+        except RecursionError:
+            raise TemplateError("the template recurses too deeply") from None
+        except Exception as error:
+            raise _render_error(error) from None
 
     def trace(self, wrapped: Wrapped, count: int | None = None, *, add_generation_prompt: bool = False) -> Trace:
         """Renders the first `count` messages (None: all) with tracking."""
@@ -203,33 +272,42 @@ class Engine:
 
     def _trace(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> Trace:
         environment = self._tracking_environment
-        environment.begin()
-        context = self._tracking.new_context(
-            {
-                **self.special_tokens,
-                **wrapped.kwargs,
-                "messages": wrapped.messages[:count],
-                "tools": wrapped.tools,
-                "documents": wrapped.documents,
-                "add_generation_prompt": add_generation_prompt,
-            }
-        )
+        environment.begin(wrapped.numbers)
+        variables = {
+            **self.special_tokens,
+            **wrapped.kwargs,
+            "messages": wrapped.messages[:count],
+            "tools": wrapped.tools,
+            "documents": wrapped.documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            text = origin.concat(self._tracking.root_render_func(context))
+            text, origins = environment.printed(self._tracking.pieces(variables))
         except RecursionError:
             raise TemplateError("the template recurses too deeply") from None
         except MemoryError:
             raise
         except Exception as error:
             raise _render_error(error) from None
-        if origin.plain(text) != self.plain_of(wrapped, count, add_generation_prompt=add_generation_prompt):
+        if text != self.plain_of(wrapped, count, add_generation_prompt=add_generation_prompt):
             raise TemplateError(
                 "the template uses Jinja in a way that cannot be tracked (it prints another text); take out unusual "
                 "constructs such as autoescape blocks"
             )
-        return Trace(
-            origin.plain(text), _coalesced(origin.origins_of(text)), wrapped.leaves, environment.reprs, wrapped.roles
-        )
+        if any(entry[2] == origin.UNKNOWN for entry in origins):
+            origins = _with_unknown_leaf(origins, wrapped.leaves)
+        trace = Trace(text, _coalesced(origins), wrapped.leaves, environment.reprs, wrapped.roles)
+        _ = trace.layout
+        return trace
+
+
+def _with_unknown_leaf(origins: Iterable[origin.Origin], leaves: list[Leaf]) -> list[origin.Origin]:
+    """Text of UNKNOWN source as text of a leaf that belongs to no message."""
+    unknown = Leaf(UNKNOWN_PATH, "", -1, Role.CONTEXT, Part.CONTENT)
+    if unknown not in leaves:
+        leaves.append(unknown)
+    number = leaves.index(unknown)
+    return [(a, b, number if source == origin.UNKNOWN else source, c, d) for a, b, source, c, d in origins]
 
 
 def _render_error(error: Exception) -> TemplateError:
@@ -237,7 +315,7 @@ def _render_error(error: Exception) -> TemplateError:
     return TemplateError(f"the chat template refused the messages: {kind}{error}")
 
 
-def _coalesced(origins: tuple[origin.Origin, ...]) -> tuple[origin.Origin, ...]:
+def _coalesced(origins: Iterable[origin.Origin]) -> tuple[origin.Origin, ...]:
     """Neighbouring one-to-one origins of one source that continue each other, or literal text, become one."""
     out: list[origin.Origin] = []
     for entry in origins:
@@ -270,15 +348,81 @@ def wrap(
     kwargs: Mapping[str, Any] | None = None,
 ) -> Wrapped:
     """Every string, number and boolean of the input becomes tracked; null and the containers stay what they are."""
-    leaves: list[Leaf] = []
+    wrapper = _Wrapper()
+    tracked: list[dict[str, Any]] = []
+    roles: list[Role] = []
+    for index, message in enumerate(messages):
+        name = message.get("role")
+        role = role_of(name) if isinstance(name, str) else Role.OTHER
+        roles.append(role)
+        tracked.append(_alias_reasoning(wrapper.message(message, index, role)))
+    return Wrapped(
+        messages=tracked,
+        numbers={id(message): index for index, message in enumerate(tracked)},
+        tools=None if tools is None else wrapper.data(list(tools), ("tools",), -1, Role.CONTEXT, Part.TOOL_SCHEMA),
+        documents=None
+        if documents is None
+        else wrapper.data(list(documents), ("documents",), -1, Role.CONTEXT, Part.CONTENT),
+        kwargs={
+            name: wrapper.data(value, ("chat_template_kwargs", name), -1, Role.CONTEXT, Part.CONTENT)
+            if isinstance(value, str | list | dict)
+            else value
+            for name, value in (kwargs or {}).items()
+        },
+        leaves=wrapper.leaves,
+        roles=tuple(roles),
+        traces={},
+        raw={"messages": list(messages), "tools": tools, "documents": documents, "kwargs": kwargs},
+        shown=[_alias_reasoning(dict(message)) for message in messages],
+    )
 
-    def add(path: Path, text: str, message: int, role: Role, part: Part) -> int:
-        leaves.append(Leaf(path, text, message, role, part))
-        return len(leaves) - 1
 
-    def scalar(value: Any, path: Path, message: int, role: Role, part: Part) -> Any:
+class _Wrapper:
+    """Makes values tracked and numbers their leaves."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Leaf] = []
+
+    def message(self, message: Mapping[str, Any], index: int, role: Role) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in message.items():
+            path: Path = ("messages", index, key)
+            if key == "content" and type(value) is str:
+                out[key] = self.scalar(value, path, index, role, Part.CONTENT)
+            elif key == "role" and role is not Role.OTHER:
+                out[key] = self.scalar(value, path, index, role, Part.SCAFFOLD)
+            elif key in REASONING_FIELDS:
+                out[key] = self.data(value, path, index, role, Part.REASONING)
+            elif key in ("tool_calls", "function_call"):
+                out[key] = self.data(value, path, index, role, Part.TOOL_CALL)
+            else:
+                own = key if key in _STANDARD_KEYS else self.scalar(key, (*path, KEY), index, role, Part.CONTENT)
+                out[own] = self.data(value, path, index, role, Part.CONTENT)
+        return out
+
+    def data(self, value: Any, path: Path, message: int, role: Role, part: Part) -> Any:
         if isinstance(value, str):
-            return origin.track(value, add(path, value, message, role, part)) if value else value
+            return self.scalar(value, path, message, role, part)
+        if isinstance(value, Mapping):
+            return {
+                key
+                if key in _STANDARD_KEYS and part is not Part.TOOL_CALL
+                else self.scalar(key, (*path, key, KEY), message, role, part): self.data(
+                    entry, (*path, key), message, role, part
+                )
+                for key, entry in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.data(entry, (*path, number), message, role, part) for number, entry in enumerate(value)]
+        return self.scalar(value, path, message, role, part)
+
+    def scalar(self, value: Any, path: Path, message: int, role: Role, part: Part) -> Any:
+        leaf = len(self.leaves)
+        if isinstance(value, str):
+            if not value:
+                return value
+            self.leaves.append(Leaf(path, value, message, role, part))
+            return origin.track(value, leaf)
         if value is None or not isinstance(value, int | float):
             return value
         number: TrackedBool | TrackedInt | TrackedFloat
@@ -286,55 +430,6 @@ def wrap(
             number = TrackedBool(value)
         else:
             number = TrackedInt(value) if isinstance(value, int) else TrackedFloat(value)
-        number._origin = add(path, str(value), message, role, part)
+        number._origin = leaf
+        self.leaves.append(Leaf(path, str(value), message, role, part))
         return number
-
-    def data(value: Any, path: Path, message: int, role: Role, part: Part) -> Any:
-        if isinstance(value, Mapping):
-            return {
-                key
-                if key in _STANDARD_KEYS and part is not Part.TOOL_CALL
-                else scalar(key, (*path, key, KEY), message, role, part): data(entry, (*path, key), message, role, part)
-                for key, entry in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [data(entry, (*path, number), message, role, part) for number, entry in enumerate(value)]
-        return scalar(value, path, message, role, part)
-
-    tracked: list[TrackedMessage] = []
-    roles: list[Role] = []
-    for index, message in enumerate(messages):
-        name = message.get("role")
-        role = role_of(name) if isinstance(name, str) else Role.OTHER
-        roles.append(role)
-        out = TrackedMessage()
-        out.index = index
-        for key, value in message.items():
-            path: Path = ("messages", index, key)
-            if key == "role" and role is not Role.OTHER:
-                out[key] = scalar(value, path, index, role, Part.SCAFFOLD)
-            elif key in REASONING_FIELDS:
-                out[key] = data(value, path, index, role, Part.REASONING)
-            elif key in ("tool_calls", "function_call"):
-                out[key] = data(value, path, index, role, Part.TOOL_CALL)
-            else:
-                own = key if key in _STANDARD_KEYS else scalar(key, (*path, KEY), index, role, Part.CONTENT)
-                out[own] = data(value, path, index, role, Part.CONTENT)
-        aliased = TrackedMessage(_alias_reasoning(out))
-        aliased.index = index
-        tracked.append(aliased)
-    return Wrapped(
-        messages=tracked,
-        tools=None if tools is None else data(list(tools), ("tools",), -1, Role.CONTEXT, Part.TOOL_SCHEMA),
-        documents=None if documents is None else data(list(documents), ("documents",), -1, Role.CONTEXT, Part.CONTENT),
-        kwargs={
-            name: data(value, ("chat_template_kwargs", name), -1, Role.CONTEXT, Part.CONTENT)
-            if isinstance(value, str | list | dict)
-            else value
-            for name, value in (kwargs or {}).items()
-        },
-        leaves=leaves,
-        roles=tuple(roles),
-        traces={},
-        raw={"messages": list(messages), "tools": tools, "documents": documents, "kwargs": kwargs},
-    )

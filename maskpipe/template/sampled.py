@@ -15,20 +15,32 @@ reference/templates.md of the project's design notes; decisions in docs/decision
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Verdict
 from maskpipe.template import origin
-from maskpipe.template.render import REASONING_FIELDS, Engine, Trace, Wrapped, end_of_inline_reasoning, wrap
+from maskpipe.template.render import (
+    REASONING_FIELDS,
+    Engine,
+    Leaf,
+    Trace,
+    Wrapped,
+    end_of_inline_reasoning,
+    shown_range,
+    wrap,
+)
 
 _MARKER_LIKE = re.compile(r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]|\[\|[^\[\]|\s]+\|\]|[\[\]][\w!]*~[\w!]*[\[\]]")
 """What looks like a control token when no tokenizer says which strings are."""
 
 _EMPTY_ELEMENT = re.compile(r"\s*<([^<>/\s]+)>\s*</\1>\s*")
+
+_REMEMBERED_TEXTS, _REMEMBERED_LENGTH = 4096, 256
 
 _OWN_WORD = "Zq7xReasoningProbe"
 _PROBE_TOOL = {
@@ -84,6 +96,8 @@ class Sampling:
     control_tokens: Sequence[str] = ()
     stop_tokens: Sequence[str] = ()
     _habits: dict[str, Habits] = field(default_factory=dict)
+    _found: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
+    """Control tokens of short literal texts: templates write the same few again and again."""
 
     def __post_init__(self) -> None:
         words = sorted(
@@ -98,7 +112,14 @@ class Sampling:
 
     def controls(self, text: str) -> list[tuple[int, int, str]]:
         """(start, end, token) of the control tokens in literal text, left to right."""
-        return [(match.start(), match.end(), match.group()) for match in self._control.finditer(text)]
+        found = self._found.get(text)
+        if found is None:
+            found = [(match.start(), match.end(), match.group()) for match in self._control.finditer(text)]
+            if len(text) <= _REMEMBERED_LENGTH:
+                if len(self._found) >= _REMEMBERED_TEXTS:
+                    self._found.clear()
+                self._found[text] = found
+        return found
 
     # -- one conversation
 
@@ -254,7 +275,7 @@ class Sampling:
                 if less
                 else "later messages make the template write it in another way"
             )
-            here = _own_range(whole, index, until_others=True)
+            here = _unbroken_range(whole, index)
             if here is not None and here[0] < start:
                 return _refused(index, "text of the turn stands before the end of its own prompt")
             first, end_of_own = here or (start, start)
@@ -375,9 +396,10 @@ class Sampling:
 
     def _answers(self, alone: Trace, index: int, opening: str) -> bool:
         """Does the prompt only open the reasoning that the turn's own content goes on with and closes?"""
-        first = next((entry for entry in alone.origins if _is_own(alone, entry, index)), None)
-        leaf = alone.leaf(first) if first is not None else None
-        if first is None or leaf is None or not end_of_inline_reasoning(leaf) or leaf.text[: first[3]].strip():
+        first, leaf = next(_own_entries(alone, index), (None, None))
+        if first is None or leaf is None or not end_of_inline_reasoning(leaf):
+            return False
+        if first[3] < 0 or leaf.text[: first[3]].strip():
             return False
         found = self._markers(opening)
         return len(found) == 1 and len(found[0][2]) == len(opening) and not leaf.text.lstrip().startswith(opening)
@@ -466,7 +488,7 @@ class Sampling:
 
     def habits(self, kwargs: Mapping[str, Any]) -> Habits:
         """The template's habits under these keyword arguments."""
-        key = repr(sorted((name, str(value)) for name, value in kwargs.items()))
+        key = repr(sorted((name, str(value)) for name, value in kwargs.items())) if kwargs else ""
         if key not in self._habits:
             self._habits[key] = self._learn(kwargs)
         return self._habits[key]
@@ -632,45 +654,64 @@ def _refused(index: int, reason: str) -> Turn:
     return Turn(index, Verdict.REFUSED, 0, 0, None, None, -1, reason)
 
 
-def _own_range(trace: Trace, index: int, until_others: bool = False) -> tuple[int, int] | None:
-    """From the first to the last character of the message's own text, None when it shows none. `until_others`: up to
-    the first text of another message after it (a tool's answer may name the function that the turn called)."""
-    first = last = None
-    for entry in trace.origins:
+def _own_range(trace: Trace, index: int) -> tuple[int, int] | None:
+    """From the first to the last character of the message's own text, None when it shows none."""
+    place = trace.layout.own.get(index)
+    return None if place is None else (trace.origins[place[0]][0], trace.origins[place[1]][1])
+
+
+def _unbroken_range(trace: Trace, index: int) -> tuple[int, int] | None:
+    """The same up to the first text of another message after it (a tool's answer may name the function that the turn
+    called)."""
+    place = trace.layout.own.get(index)
+    if place is None:
+        return None
+    last = place[0]
+    for number in range(place[0], place[1] + 1):
+        leaf = trace.leaf(trace.origins[number])
+        if leaf is not None:
+            if leaf.message != index:
+                break
+            last = number
+    return trace.origins[place[0]][0], trace.origins[last][1]
+
+
+def _own_entries(trace: Trace, index: int) -> Iterator[tuple[origin.Origin, Leaf]]:
+    """The origins of the message's own text, in order."""
+    first, last = trace.layout.own.get(index, (0, -1))
+    for entry in trace.origins[first : last + 1]:
         leaf = trace.leaf(entry)
-        if leaf is None:
-            continue
-        if leaf.message == index:
-            first = entry[0] if first is None else first
-            last = entry[1]
-        elif until_others and first is not None:
-            break
-    return None if first is None or last is None else (first, last)
+        if leaf is not None and leaf.message == index:
+            yield entry, leaf
 
 
 def _shown(trace: Trace, index: int) -> int:
     """How many distinct characters of the message's own text are shown, white space aside."""
-    shown: set[tuple[int, int]] = set()
-    for entry in trace.origins:
-        leaf = trace.leaf(entry)
-        if leaf is not None and leaf.message == index:
-            shown.update((entry[2], at) for at in range(entry[3], entry[4]) if not leaf.text[at].isspace())
-    return len(shown)
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for entry, _ in _own_entries(trace, index):
+        ranges.setdefault(entry[2], []).append(shown_range(entry))
+    count = 0
+    for source, found in ranges.items():
+        text = trace.leaves[source].text
+        at = 0
+        for start, stop in sorted(found):
+            count += sum(map(len, text[max(at, start) : stop].split()))
+            at = max(at, stop)
+    return count
 
 
-def _data(trace: Trace, start: int, stop: int) -> Iterable[int]:
-    """Messages (-1: none) whose own text stands in text[start:stop]."""
+def _has_other_data(trace: Trace, start: int, stop: int, index: int) -> bool:
+    """Does own text of other messages (or of none: tools, documents) stand in text[start:stop]?"""
+    if stop <= start:
+        return False
+    leaves = trace.leaves
     for number in range(trace.first_at(start), len(trace.origins)):
         entry = trace.origins[number]
         if entry[0] >= stop:
             break
-        leaf = trace.leaf(entry)
-        if leaf is not None:
-            yield leaf.message
-
-
-def _has_other_data(trace: Trace, start: int, stop: int, index: int) -> bool:
-    return any(message != index for message in _data(trace, start, stop))
+        if entry[2] >= 0 and leaves[entry[2]].message != index and not leaves[entry[2]].is_role_name:
+            return True
+    return False
 
 
 def _literal_tail(trace: Trace, start: int, index: int) -> _Tail:
@@ -684,47 +725,41 @@ def _literal_tail(trace: Trace, start: int, index: int) -> _Tail:
         stop = entry[1]
         if trace.message(entry) == index:
             own = stop - start
-    known = any(entry[2] == origin.scaffold(index) for entry in trace.origins)
+    known = origin.scaffold(index) in trace.layout.literal
     return _Tail(trace.text[start:stop], own if known else stop - start)
 
 
 def _common_prefix(first: str, second: str) -> str:
-    size = min(len(first), len(second))
-    return first[: next((at for at in range(size) if first[at] != second[at]), size)]
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first.startswith(second[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return first[:low]
 
 
 def _shows_reasoning(trace: Trace, index: int) -> bool:
     """Is reasoning of the message shown, be it a field of its own or inside the content?"""
-    for entry in trace.origins:
-        leaf = trace.leaf(entry)
-        if leaf is None or leaf.message != index:
-            continue
-        if leaf.part is Part.REASONING or entry[3] < end_of_inline_reasoning(leaf):
-            return True
-    return False
-
-
-def _is_own(trace: Trace, entry: origin.Origin, index: int) -> bool:
-    leaf = trace.leaf(entry)
-    return leaf is not None and leaf.message == index
+    return any(
+        leaf.part is Part.REASONING or shown_range(entry)[0] < end_of_inline_reasoning(leaf)
+        for entry, leaf in _own_entries(trace, index)
+    )
 
 
 def _end_of_data(trace: Trace) -> int:
     """Where the last data of a text ends."""
-    return next((entry[1] for entry in reversed(trace.origins) if trace.leaf(entry) is not None), 0)
+    data = trace.layout.data
+    return trace.origins[data[-1]][1] if data else 0
 
 
 def _literal_before(trace: Trace, index: int) -> tuple[int, int]:
     """The literal text before the first own text of a message; of one that shows none, before the next data."""
-    start = 0
-    for entry in trace.origins:
-        leaf = trace.leaf(entry)
-        if leaf is None:
-            continue
-        if leaf.message >= index:
-            return start, entry[0]
-        start = entry[1]
-    return start, len(trace.text)
+    data = trace.layout.data
+    at = bisect.bisect_left(trace.layout.peaks, index)
+    start = trace.origins[data[at - 1]][1] if at else 0
+    return start, trace.origins[data[at]][0] if at < len(data) else len(trace.text)
 
 
 def _glued(prompt: Trace, alone: Trace, start: int) -> Trace:

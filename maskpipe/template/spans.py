@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import origin
 from maskpipe.template.lost import Lost, find_lost
-from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, end_of_inline_reasoning, wrap
+from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, end_of_inline_reasoning, shown_range, wrap
 from maskpipe.template.sampled import Sampling, Turn
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A run of characters text[start:end] with one provenance."""
 
     start: int
@@ -28,7 +27,8 @@ class Span:
     sampled: bool
     """The model itself would emit these characters at inference."""
     source: tuple[Path, int, int] | None
-    """(field path, start, end): the characters of the input these came from; None for literal text of the template."""
+    """(field path, start, end): the characters of the input these came from; None for literal text of the template.
+    Where a filter built its text anew, start and end are -1, and the path is ("unknown",) if several fields went in."""
     empty_reasoning: bool = False
     """Part of an empty reasoning block that the template added."""
 
@@ -124,38 +124,54 @@ def read_template(source: str) -> str:
 
 
 def spans_of(trace: Trace, turns: Sequence[Turn]) -> Iterator[Span]:
-    """The spans of a trace in which these turns are sampled."""
+    """The spans of a trace in which these turns are sampled, in order."""
     cuts = sorted({place for turn in turns for place in _borders(turn)})
     regions = sorted((turn.start, turn.stop, turn) for turn in turns if turn.stop > turn.start)
-    region = 0
+    leaves = trace.leaves
+    cut = region = 0
     for entry in trace.origins:
-        for start, stop, source in _split(trace, entry, cuts):
+        start, end, source, first, last = entry
+        leaf = leaves[source] if source >= 0 else None
+        inline = end_of_inline_reasoning(leaf) if leaf is not None else 0
+        one_to_one = end - start == last - first
+        while cut < len(cuts) and cuts[cut] <= start:
+            cut += 1
+        stops = []
+        while cut < len(cuts) and cuts[cut] < end:
+            stops.append(cuts[cut])
+            cut += 1
+        if inline and one_to_one and first < inline < last:
+            stops = sorted({*stops, start + inline - first})
+        shift = first - start
+        for stop in (*stops, end):
             while region < len(regions) and regions[region][1] <= start:
                 region += 1
             turn = regions[region][2] if region < len(regions) and regions[region][0] <= start else None
-            yield _span(trace, entry[2], start, stop, source, turn)
+            if leaf is None:
+                yield _literal_span(trace, source, start, stop, turn)
+            else:
+                place = (start + shift, stop + shift) if one_to_one else (first, last)
+                part = leaf.part
+                if inline and 0 < (place[1] if one_to_one else shown_range(entry)[1]) <= inline:
+                    part = Part.REASONING
+                empty = turn is not None and _in_empty_reasoning(turn, start)
+                yield Span(start, stop, leaf.role, part, leaf.message, turn is not None, (leaf.path, *place), empty)
+            start = stop
 
 
-def _span(trace: Trace, source: int, start: int, stop: int, range_: tuple[int, int], turn: Turn | None) -> Span:
-    sampled = turn is not None
-    empty = (
-        turn is not None
-        and turn.empty_reasoning is not None
-        and turn.empty_reasoning[0] <= start < turn.empty_reasoning[1]
-    )
-    if source >= 0:
-        leaf = trace.leaves[source]
-        part = leaf.part
-        if range_[1] <= end_of_inline_reasoning(leaf):
-            part = Part.REASONING
-        return Span(start, stop, leaf.role, part, leaf.message, sampled, (leaf.path, *range_), empty)
-    message = origin.scaffold_message(source)
-    if turn is not None:
-        is_stop = turn.stop_token is not None and turn.stop_token[0] <= start < turn.stop_token[1]
-        part = Part.STOP if is_stop else Part.REASONING if empty else Part.SCAFFOLD
-        return Span(start, stop, Role.ASSISTANT, part, turn.message, True, None, empty)
-    role = trace.roles[message] if 0 <= message < len(trace.roles) else Role.TEMPLATE
-    return Span(start, stop, role, Part.SCAFFOLD, message, False, None)
+def _literal_span(trace: Trace, source: int, start: int, stop: int, turn: Turn | None) -> Span:
+    if turn is None:
+        message = origin.scaffold_message(source)
+        role = trace.roles[message] if 0 <= message < len(trace.roles) else Role.TEMPLATE
+        return Span(start, stop, role, Part.SCAFFOLD, message, False, None)
+    empty = _in_empty_reasoning(turn, start)
+    is_stop = turn.stop_token is not None and turn.stop_token[0] <= start < turn.stop_token[1]
+    part = Part.STOP if is_stop else Part.REASONING if empty else Part.SCAFFOLD
+    return Span(start, stop, Role.ASSISTANT, part, turn.message, True, None, empty)
+
+
+def _in_empty_reasoning(turn: Turn, at: int) -> bool:
+    return turn.empty_reasoning is not None and turn.empty_reasoning[0] <= at < turn.empty_reasoning[1]
 
 
 def _borders(turn: Turn) -> list[int]:
@@ -165,21 +181,6 @@ def _borders(turn: Turn) -> list[int]:
     if turn.empty_reasoning is not None:
         out += turn.empty_reasoning
     return out
-
-
-def _split(trace: Trace, entry: origin.Origin, cuts: list[int]) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    """Pieces (start, stop, source range) of one origin, cut at borders of turns and where inline reasoning ends."""
-    a, b, source, c, d = entry
-    places = [place for place in cuts if a < place < b]
-    one_to_one = b - a == d - c
-    if source >= 0 and one_to_one:
-        inline = a + end_of_inline_reasoning(trace.leaves[source]) - c
-        if a < inline < b:
-            places = sorted({*places, inline})
-    start = a
-    for stop in [*places, b]:
-        yield start, stop, (c + start - a, c + stop - a) if one_to_one else (c, d)
-        start = stop
 
 
 __all__ = ["ChatTemplate", "Rendered", "Span", "Verdict", "read_template", "spans_of"]
