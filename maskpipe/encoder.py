@@ -26,7 +26,7 @@ from maskpipe.errors import RecordError, TemplateError, UsageError
 from maskpipe.policy import Policy, may_train
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
-from maskpipe.template.lost import Lost, find_lost
+from maskpipe.template.lost import Lost, find_lost, is_lost
 from maskpipe.template.render import Trace, Wrapped, end_of_inline_reasoning, wrap
 from maskpipe.template.sampled import Turn
 from maskpipe.template.spans import ChatTemplate
@@ -242,7 +242,7 @@ class Encoder:
                     alone = self.template.engine.trace(wrapped, lost.message + 1)
                 except TemplateError:
                     alone = whole
-                if all(other.path != lost.path for other in find_lost(alone, lost.message + 1)):
+                if not is_lost(alone, lost.path):
                     out.counts["fields_shortened_in_history"] += 1
                     continue
             if self.recipe.on_content_lost == "count" or (

@@ -1,7 +1,8 @@
 """Chat templates: what the unmodified template prints, where every character comes from, what the model samples.
 
 origin.py       a str that remembers where its characters came from
-environment.py  Jinja2's sandbox as transformers sets it up, plain and tracking
+sandbox.py      Jinja2's sandbox as transformers sets it up: stock, and the same with shortcuts that change nothing
+environment.py  the sandbox that tracks
 render.py       input → Trace: text, and origins that cover it
 sampled.py      the sampled rule, verified per turn
 lost.py         what the template dropped

@@ -61,12 +61,12 @@ def is_lost(trace: Trace, path: Path) -> bool:
     """Did the render lose something of the field at `path`, or print the message at `path` as Python repr?"""
     if any(_place(message) == path for message, _ in trace.reprs):
         return True
-    number = next((at for at in range(len(trace.leaves) - 1, -1, -1) if trace.leaves[at].path == path), None)
-    if number is None or not _counts(trace.leaves[number]):
-        return False
-    leaf = trace.leaves[number]
-    missing = _uncovered(leaf.text, [shown_range(entry) for entry in trace.origins if entry[2] == number])
-    return bool(missing) and _lost(leaf, missing, _literal_text(trace)) is not None
+    for number, leaf in enumerate(trace.leaves):
+        if leaf.path == path and _counts(leaf):
+            missing = _uncovered(leaf.text, [shown_range(entry) for entry in trace.origins if entry[2] == number])
+            if missing and _lost(leaf, missing, _literal_text(trace)) is not None:
+                return True
+    return False
 
 
 def _place(message: int) -> Path:
