@@ -106,9 +106,11 @@ SpanTable make_spans(std::span<const Origin> origins, std::span<const Leaf> leav
       const bool empty = turn != nullptr && (*turn)[5] >= 0 && inside(start, (*turn)[5], (*turn)[6]);
       std::int64_t role, part, message;
       if (leaf != nullptr) {
-        const std::int64_t source_end = one_to_one ? first + stop - begin : last;
+        // half an escape (first == last) stands for one character, text from -1 to -1 of its leaf for none that is
+        // known
+        const std::int64_t source_end = one_to_one ? first + stop - begin : std::max(last, first + 1);
         role = (*leaf)[0];
-        part = source_end <= (*leaf)[3] ? part::reasoning : (*leaf)[1];
+        part = 0 < source_end && source_end <= (*leaf)[3] ? part::reasoning : (*leaf)[1];
         message = (*leaf)[2];
       } else if (turn != nullptr) {
         const bool is_stop = (*turn)[3] >= 0 && inside(start, (*turn)[3], (*turn)[4]);

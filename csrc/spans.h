@@ -15,6 +15,7 @@ namespace maskpipe {
 
 // (start, end, source, first, last): characters start..end of the text come from characters first..last of leaf
 // `source`; a negative source is literal text of the template, printed at message -2 - source.
+// first == last: half of the escape of character `first`; both -1: of the leaf, from characters that nobody knows.
 using Origin = std::array<std::int64_t, 5>;
 
 // (role, part, message, end of inline reasoning): one scalar of the input; the last is 0 when it holds none.

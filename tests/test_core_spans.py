@@ -37,6 +37,8 @@ def traces(draw: st.DrawFn) -> tuple[Trace, list[Turn]]:
         source = draw(st.integers(-4, len(LEAVES) - 1))
         first = draw(st.integers(0, 14)) if source >= 0 else 0
         last = first + (length if draw(st.integers(0, 3)) else draw(st.integers(0, 20)))
+        if source >= 0 and not draw(st.integers(0, 3)):  # half an escape, or text that a filter built anew
+            first = last = draw(st.sampled_from([-1, first]))
         origins.append((size, size + length, source, first, last if source >= 0 else length))
         size += length
     text = draw(st.text("aé漢🎉", min_size=size, max_size=size))
