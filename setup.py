@@ -23,7 +23,7 @@ compile_args += ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"] if DEBUG else
 core = Pybind11Extension(
     "maskpipe._core",
     sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),  # sorted: reproducible builds
-    depends=sorted(str(path) for path in Path("csrc").glob("*.h")),  # a changed header rebuilds and ships in the sdist
+    depends=sorted(str(path) for path in Path("csrc").glob("**/*.h")),  # a change rebuilds; ships in the sdist
     cxx_std=20,
     extra_compile_args=compile_args,
     extra_link_args=link_args,

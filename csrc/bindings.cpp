@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -16,7 +19,9 @@
 #include "check.h"
 #include "layout.h"
 #include "loss.h"
+#include "order.h"
 #include "pack.h"
+#include "reader.h"
 #include "runs.h"
 #include "spans.h"
 
@@ -46,6 +51,24 @@ std::span<const Value> view(const py::object& argument, const std::string& name)
     throw py::value_error(name + " must be contiguous and aligned in memory; pass numpy.ascontiguousarray of a copy");
   }
   return {static_cast<const Value*>(array.data()), static_cast<std::size_t>(array.size())};
+}
+
+template <typename Value>
+std::vector<Value> owned(std::span<const Value> values) {
+  return {values.begin(), values.end()};
+}
+
+// The same as view, for values that the core writes; nullptr for None.
+template <typename Value>
+Value* writable(const py::object& argument, const std::string& name, std::size_t size) {
+  if (argument.is_none()) return nullptr;
+  const std::span<const Value> values = view<Value>(argument, name);
+  if (!py::reinterpret_borrow<py::array>(argument).writeable()) throw py::value_error(name + " is read-only");
+  if (values.size() != size) {
+    throw py::value_error(name + " must have " + std::to_string(size) + " values, got " +
+                          std::to_string(values.size()));
+  }
+  return const_cast<Value*>(values.data());
 }
 
 std::int64_t integer(const py::object& argument, const std::string& name) {
@@ -370,6 +393,191 @@ void bind_loss(py::module_& m) {
       "rule"_a, "roles"_a, "parts"_a, "flags"_a, "messages"_a, "weights"_a, "none"_a, "own"_a, "trainable"_a);
 }
 
+void bind_order(py::module_& m) {
+  m.def(
+      "rows_at",
+      [](const py::object& rows, const py::object& blocks, const py::object& windows, bool shuffle,
+         const py::object& keys, const py::object& sources, const py::object& counts) {
+        const auto n_rows = view<std::int64_t>(rows, "rows"), block = view<std::int64_t>(blocks, "blocks"),
+                   window = view<std::int64_t>(windows, "windows");
+        const auto words = view<std::uint64_t>(keys, "keys");
+        if (block.size() != n_rows.size() || window.size() != n_rows.size() || words.size() != 4 * n_rows.size()) {
+          throw py::value_error("blocks and windows must have one value per source, and keys four");
+        }
+        std::vector<maskpipe::EpochShape> shapes;
+        std::vector<maskpipe::Key> epoch_keys;
+        for (std::size_t s = 0; s < n_rows.size(); ++s) {
+          shapes.push_back({static_cast<std::uint64_t>(n_rows[s]), shuffle, static_cast<std::uint64_t>(block[s]),
+                            static_cast<std::uint64_t>(window[s])});
+          epoch_keys.push_back({words[4 * s], words[4 * s + 1], words[4 * s + 2], words[4 * s + 3]});
+        }
+        const auto of = view<std::int32_t>(sources, "sources");
+        const auto at = view<std::int64_t>(counts, "counts");
+        return to_numpy(without_gil([&] { return maskpipe::rows_at(shapes, epoch_keys, of, at); }));
+      },
+      "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "sources"_a, "counts"_a);
+  const py::object interleaved_type = named_tuple(m, "Interleaved", "sources counts_before credits counts");
+  m.def(
+      "interleave",
+      [interleaved_type](const py::object& rates, const py::object& credits, const py::object& counts,
+                         const py::object& positions) {
+        const auto rate = view<std::int64_t>(rates, "rates");
+        std::vector<std::int64_t> credit = owned(view<std::int64_t>(credits, "credits"));
+        std::vector<std::int64_t> count = owned(view<std::int64_t>(counts, "counts"));
+        const std::int64_t n = integer(positions, "positions");
+        std::vector<std::int64_t> before;
+        std::vector<std::int32_t> out =
+            without_gil([&] { return maskpipe::interleave(rate, credit, count, n, before); });
+        return interleaved_type(to_numpy(std::move(out)), to_numpy(std::move(before)), to_numpy(std::move(credit)),
+                                to_numpy(std::move(count)));
+      },
+      "rates"_a, "credits"_a, "counts"_a, "positions"_a);
+}
+
+// Memory for batches, handed out as arrays and taken back when the last array over a piece is gone.
+class Pool : public std::enable_shared_from_this<Pool> {
+ public:
+  explicit Pool(std::size_t size) : size_(size) {}
+  ~Pool() {
+    for (void* memory : free_) std::free(memory);
+  }
+
+  py::array_t<std::uint8_t> take() {
+    void* memory = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!free_.empty()) {
+        memory = free_.back();
+        free_.pop_back();
+      }
+    }
+    constexpr std::size_t line = 64;
+    if (memory == nullptr) memory = std::aligned_alloc(line, (size_ + line - 1) / line * line);
+    if (memory == nullptr) throw std::bad_alloc();
+    auto piece = std::make_unique<std::pair<std::shared_ptr<Pool>, void*>>(shared_from_this(), memory);
+    const py::capsule owner(piece.get(), [](void* p) {
+      const std::unique_ptr<std::pair<std::shared_ptr<Pool>, void*>> back(
+          static_cast<std::pair<std::shared_ptr<Pool>, void*>*>(p));
+      const std::lock_guard lock(back->first->mutex_);
+      back->first->free_.push_back(back->second);
+    });
+    piece.release();
+    return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size_), static_cast<std::uint8_t*>(memory), owner);
+  }
+
+ private:
+  std::size_t size_;
+  std::mutex mutex_;
+  std::vector<void*> free_;
+};
+
+// A job and what it writes to: neither may go while threads work on it.
+struct PyJob {
+  std::shared_ptr<maskpipe::Reader> reader;
+  std::shared_ptr<maskpipe::Job> job;
+  std::vector<py::object> columns;
+
+  ~PyJob() {
+    const py::gil_scoped_release nogil;
+    reader->cancel(*job);
+  }
+};
+
+maskpipe::Decision decision(const py::object& policy, const py::object& weights) {
+  maskpipe::Decision out{};
+  const auto table = view<float>(weights, "weights");
+  if (table.size() != out.weights.size()) throw py::value_error("weights must have 256 * 8 values");
+  std::ranges::copy(table, out.weights.begin());
+  if (policy.is_none()) return out;
+  const auto fields = policy.cast<py::tuple>();
+  out.policy = maskpipe::Policy{fields[0].cast<maskpipe::LossRule>(),
+                                fields[1].cast<std::optional<std::vector<std::int32_t>>>(), fields[2].cast<bool>()};
+  return out;
+}
+
+void bind_reader(py::module_& m) {
+  py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
+      .def(py::init([](const py::object& size) {
+             const std::int64_t bytes = integer(size, "size");
+             if (bytes < 1) throw py::value_error("size must be at least 1");
+             return std::make_shared<Pool>(static_cast<std::size_t>(bytes));
+           }),
+           "size"_a)
+      .def("take", &Pool::take);
+  const py::object facts_type = named_tuple(
+      m, "BatchFacts",
+      "cu_seqlens numbers branches pairs run_ends run_roles run_parts run_loss run_weights max_seqlen n_loss");
+  py::class_<maskpipe::Reader, std::shared_ptr<maskpipe::Reader>>(m, "Reader")
+      .def(py::init([](const py::list& sources, const py::object& sequence_length, const py::object& threads,
+                       const std::string& verify, const std::string& io, bool random_access,
+                       const py::object& cache_bytes, const py::object& open_files, const py::object& policy,
+                       const py::object& weights) {
+             std::vector<maskpipe::SourceShards> shards;
+             for (const py::handle handle : sources) {
+               const auto fields = handle.cast<py::tuple>();
+               shards.push_back({fields[0].cast<std::string>(), fields[1].cast<std::vector<std::string>>(),
+                                 owned(view<std::int64_t>(fields[2], "sizes")),
+                                 owned(view<std::int64_t>(fields[3], "rows")),
+                                 fields[4].cast<std::vector<std::string>>(), integer(fields[5], "batch_rows"),
+                                 integer32(fields[6], "pad_id")});
+             }
+             if (verify != "every_read" && verify != "first_touch" && verify != "off") {
+               throw py::value_error("verify must be every_read, first_touch or off, got " + verify);
+             }
+             if (io != "pread" && io != "mmap") throw py::value_error("io must be pread or mmap, got " + io);
+             const maskpipe::ReaderOptions options{integer(sequence_length, "sequence_length"),
+                                                   integer(threads, "threads"),
+                                                   verify == "every_read"    ? maskpipe::Verify::every_read
+                                                   : verify == "first_touch" ? maskpipe::Verify::first_touch
+                                                                             : maskpipe::Verify::off,
+                                                   io == "mmap" ? maskpipe::Io::mmap : maskpipe::Io::pread,
+                                                   random_access,
+                                                   integer(cache_bytes, "cache_bytes"),
+                                                   integer(open_files, "open_files")};
+             auto reader = std::make_unique<maskpipe::Reader>(std::move(shards), options, decision(policy, weights));
+             // In a forked process the threads are missing: the memory is all that may be touched, so it stays.
+             return std::shared_ptr<maskpipe::Reader>(reader.release(), [](maskpipe::Reader* gone) {
+               if (gone->is_here()) delete gone;
+             });
+           }),
+           "sources"_a, "sequence_length"_a, "threads"_a, "verify"_a, "io"_a, "random_access"_a, "cache_bytes"_a,
+           "open_files"_a, "policy"_a, "weights"_a)
+      .def("blocks_decoded", &maskpipe::Reader::blocks_decoded);
+  py::class_<PyJob>(m, "Job")
+      .def(py::init([](const std::shared_ptr<maskpipe::Reader>& reader, const py::object& sources,
+                       const py::object& rows, const py::object& tokens, const py::object& ids32, const py::object& ids,
+                       const py::object& labels, const py::object& targets, const py::object& positions,
+                       const py::object& segments, const py::object& weights, const py::object& roles) {
+             const auto row = view<std::int64_t>(rows, "rows");
+             const auto n = static_cast<std::size_t>(integer(tokens, "tokens"));
+             const maskpipe::BatchOut out{writable<std::int32_t>(ids32, "ids32", n),
+                                          writable<std::int64_t>(ids, "ids", n),
+                                          writable<std::int64_t>(labels, "labels", n),
+                                          writable<std::int64_t>(targets, "targets", n),
+                                          writable<std::int64_t>(positions, "positions", n),
+                                          writable<std::int32_t>(segments, "segments", n),
+                                          writable<float>(weights, "weights", n),
+                                          writable<std::uint8_t>(roles, "roles", n)};
+             if (n != row.size() * static_cast<std::size_t>(reader->sequence_length())) {
+               throw py::value_error("tokens must be rows * sequence_length, got " + std::to_string(n));
+             }
+             auto job = std::make_shared<maskpipe::Job>(owned(view<std::int32_t>(sources, "sources")), owned(row), out);
+             reader->submit(job);
+             return std::unique_ptr<PyJob>(
+                 new PyJob{reader, job, {ids32, ids, labels, targets, positions, segments, weights, roles}});
+           }),
+           "reader"_a, "sources"_a, "rows"_a, "tokens"_a, "ids32"_a, "ids"_a, "labels"_a, "targets"_a, "positions"_a,
+           "segments"_a, "weights"_a, "roles"_a)
+      .def("wait", [facts_type](const PyJob& job) {
+        maskpipe::BatchFacts facts = without_gil([&] { return job.reader->wait(*job.job); });
+        return facts_type(to_numpy(std::move(facts.cu_seqlens)), to_numpy(std::move(facts.numbers)),
+                          to_numpy(std::move(facts.branches)), to_numpy(std::move(facts.pairs)),
+                          to_numpy(std::move(facts.run_ends)), to_numpy(std::move(facts.run_roles)),
+                          to_numpy(std::move(facts.run_parts)), to_numpy(std::move(facts.run_loss)),
+                          to_numpy(std::move(facts.run_weights)), facts.max_seqlen, facts.n_loss);
+      });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -381,4 +589,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_align(m);
   bind_spans(m);
   bind_loss(m);
+  bind_order(m);
+  bind_reader(m);
 }

@@ -32,4 +32,9 @@ inline constexpr std::uint8_t empty_reasoning = 16;
 inline constexpr std::uint8_t all = 31;
 }  // namespace flag
 
+namespace verdict {
+inline constexpr std::uint8_t history_differs = 1;
+inline constexpr std::uint8_t refused = 4;
+}  // namespace verdict
+
 }  // namespace maskpipe

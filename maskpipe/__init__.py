@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskpipe import data as data
     from maskpipe import pack
     from maskpipe.chat import Conversation, Text
     from maskpipe.document import Document
@@ -69,7 +70,13 @@ __all__ = [
 ]  # fmt: skip
 
 
+_TORCH_ROOMS = ("data",)
+"""Submodules that import torch: `maskpipe.data` needs no import of its own, and costs nothing until it is used."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _TORCH_ROOMS:
+        return importlib.import_module(f"maskpipe.{name}")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'maskpipe' has no attribute {name!r}")

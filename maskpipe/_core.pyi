@@ -230,3 +230,95 @@ def mark_loss(
     trainable: Sequence[int],
 ) -> _UInt8:
     """[tokens] the flags, with Flag.LOSS where the rule says so and nowhere else."""
+
+# csrc/order.h
+
+def rows_at(
+    rows: _Int64,
+    blocks: _Int64,
+    windows: _Int64,
+    shuffle: bool,
+    keys: npt.NDArray[np.uint64],
+    sources: _Int32,
+    counts: _Int64,
+) -> _Int64:
+    """The row that stands at counts[k] of source sources[k]. Per source: its rows, rows of a block, blocks of a window
+    (0: all), and four key words, one source after the other."""
+
+class Interleaved(NamedTuple):
+    sources: _Int32  # [positions]
+    counts_before: _Int64  # [positions] of the source, before this position
+    credits: _Int64  # [sources] after all positions
+    counts: _Int64  # [sources]
+
+def interleave(rates: _Int64, credits: _Int64, counts: _Int64, positions: SupportsIndex) -> Interleaved:
+    """The next sources of a mixture; what each got is less than 1 from its share at every prefix."""
+
+# csrc/reader.h
+
+class Pool:
+    """Pieces of memory of one size; a piece comes back when the last array over it is gone."""
+
+    def __init__(self, size: SupportsIndex) -> None: ...
+    def take(self) -> _UInt8:
+        """[size], aligned to 64 bytes, with whatever was in it."""
+
+class BatchFacts(NamedTuple):
+    """Over the rows of a batch as one line of tokens."""
+
+    cu_seqlens: _Int32  # [segments + 1]
+    numbers: _Int32  # [segments] of the document in its row from 1; 0 for padding
+    branches: _UInt8  # [segments]
+    pairs: _Int64  # [segments] -1 for none
+    run_ends: _Int32  # [runs]
+    run_roles: _UInt8  # [runs]
+    run_parts: _UInt8  # [runs]
+    run_loss: _UInt8  # [runs]
+    run_weights: npt.NDArray[np.float32]  # [runs]
+    max_seqlen: int
+    n_loss: int
+
+class Reader:
+    """Reads rows of datasets in threads of its own."""
+
+    def __init__(
+        self,
+        sources: list[tuple[str, list[str], _Int64, _Int64, list[str], int, int]],
+        sequence_length: SupportsIndex,
+        threads: SupportsIndex,
+        verify: str,
+        io: str,
+        random_access: bool,
+        cache_bytes: SupportsIndex,
+        open_files: SupportsIndex,
+        policy: tuple[LossRule, list[int] | None, bool] | None,
+        weights: npt.NDArray[np.float32],
+    ) -> None:
+        """A source is (directory, names, sizes, rows, regions, batch_rows, pad_id); a policy (rule, turns,
+        accept_rewritten); weights are [256 * 8] by role and part."""
+
+    def blocks_decoded(self) -> int: ...
+
+class Job:
+    """A batch on its way. When it goes, it waits until no thread writes to its columns."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        sources: _Int32,
+        rows: _Int64,
+        tokens: SupportsIndex,
+        ids32: _Int32 | None,
+        ids: _Int64 | None,
+        labels: _Int64 | None,
+        targets: _Int64 | None,
+        positions: _Int64 | None,
+        segments: _Int32 | None,
+        weights: npt.NDArray[np.float32] | None,
+        roles: _UInt8 | None,
+    ) -> None:
+        """Begins to read; columns are [tokens] = rows * sequence_length, source -1 gives a row of padding."""
+
+    def wait(self) -> BatchFacts:
+        """Once the columns are filled. RuntimeError, naming shard, region and rows, when a byte is not what it should
+        be."""

@@ -1,0 +1,297 @@
+#include "block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "facts.h"
+
+namespace maskpipe {
+namespace {
+
+// Buffers and nodes of F10's schema, depth first.
+constexpr std::size_t n_nodes = 32, n_buffers = 59;
+constexpr std::size_t ids = 2, run_offsets = 4, run_end = 7, run_role = 9, run_part = 11, run_flags = 13,
+                      run_message = 15, document_offsets = 17, document_end = 20, document_turn = 26,
+                      verdict_offsets = 32, verdict_message = 35, verdict_value = 37, pair_valid = 38, pair_value = 39,
+                      branch_value = 41, parent_valid = 42, parent_value = 43, weight_offsets = 49, weight_start = 52,
+                      weight_end = 54, weight_value = 56, n_loss = 58;
+constexpr std::size_t runs_node = 3, documents_node = 10, verdicts_node = 18, pair_node = 21, parent_node = 23,
+                      score_node = 24, label_node = 25, weights_node = 27;
+constexpr std::size_t may_be_null[] = {pair_node, parent_node, score_node, label_node};
+
+[[noreturn]] void wrong(const std::string& what) { throw std::invalid_argument(what); }
+
+class Columns {
+ public:
+  Columns(Bytes facts, const BatchLayout& layout, std::int64_t begin) : facts_(facts), layout_(layout), begin_(begin) {}
+
+  // `count` values of a buffer, copied: buffers need not be aligned.
+  template <typename Value>
+  std::vector<Value> values(std::size_t buffer, std::int64_t count) const {
+    const Buffer& place = layout_.buffers[buffer];
+    const std::int64_t at = place.offset - begin_;
+    const auto size = static_cast<std::int64_t>(sizeof(Value));
+    if (count > place.length / size || at < 0 || at > static_cast<std::int64_t>(facts_.size()) - count * size) {
+      wrong("a column is shorter than its number of values");
+    }
+    std::vector<Value> out(static_cast<std::size_t>(count));
+    if (count > 0) std::memcpy(out.data(), facts_.data() + at, static_cast<std::size_t>(count * size));
+    return out;
+  }
+
+  // [groups + 1], from 0 to `size`.
+  std::vector<std::int32_t> offsets(std::size_t buffer, std::int64_t groups, std::int64_t size) const {
+    if (groups == 0 && layout_.buffers[buffer].length == 0) return {0};
+    std::vector<std::int32_t> out = values<std::int32_t>(buffer, groups + 1);
+    if (out.front() != 0 || out.back() != size || !std::ranges::is_sorted(out)) {
+      wrong("the offsets of a list do not fit its values");
+    }
+    return out;
+  }
+
+  bool valid(const std::vector<std::uint8_t>& bits, std::size_t node, std::size_t k) const {
+    return layout_.nodes[node].nulls == 0 || (bits[k / 8] >> (k % 8) & 1);
+  }
+
+  std::vector<std::uint8_t> bitmap(std::size_t buffer, std::size_t node) const {
+    if (layout_.nodes[node].nulls == 0) return {};
+    return values<std::uint8_t>(buffer, (layout_.nodes[node].length + 7) / 8);
+  }
+
+  std::int64_t length(std::size_t node) const { return layout_.nodes[node].length; }
+
+ private:
+  Bytes facts_;
+  const BatchLayout& layout_;
+  std::int64_t begin_;
+};
+
+void check_nodes(const BatchLayout& layout, std::int64_t expected_rows, std::int64_t sequence_length) {
+  if (layout.nodes.size() != n_nodes || layout.buffers.size() != n_buffers) {
+    wrong("has " + std::to_string(layout.nodes.size()) + " columns and " + std::to_string(layout.buffers.size()) +
+          " buffers, the format has " + std::to_string(n_nodes) + " and " + std::to_string(n_buffers));
+  }
+  if (layout.rows != expected_rows) {
+    wrong("has " + std::to_string(layout.rows) + " rows, expected " + std::to_string(expected_rows));
+  }
+  for (std::size_t k = 0; k < n_nodes; ++k) {
+    const Node& node = layout.nodes[k];
+    const bool nullable = std::ranges::find(may_be_null, k) != std::end(may_be_null);
+    if (node.length < 0 || node.length > std::int64_t{1} << 31 || node.nulls < 0 || (node.nulls > 0 && !nullable)) {
+      wrong("has null where the format has none");
+    }
+  }
+  if (layout.buffers[ids].length < expected_rows * sequence_length * 4) wrong("has fewer ids than rows");
+}
+
+// The rows of a block, one after the other.
+class Decoder {
+ public:
+  Decoder(const Columns& columns, std::int64_t rows, std::int64_t length, const Decision& decision)
+      : length_(length),
+        decision_(decision),
+        row_runs_(columns.offsets(run_offsets, rows, columns.length(runs_node))),
+        ends_(columns.values<std::int32_t>(run_end, columns.length(runs_node))),
+        messages_(columns.values<std::int32_t>(run_message, columns.length(runs_node))),
+        roles_(columns.values<std::uint8_t>(run_role, columns.length(runs_node))),
+        parts_(columns.values<std::uint8_t>(run_part, columns.length(runs_node))),
+        flags_(columns.values<std::uint8_t>(run_flags, columns.length(runs_node))),
+        row_documents_(columns.offsets(document_offsets, rows, columns.length(documents_node))),
+        document_ends_(columns.values<std::int32_t>(document_end, columns.length(documents_node))),
+        turns_(columns.values<std::int32_t>(document_turn, columns.length(documents_node))),
+        document_verdicts_(
+            columns.offsets(verdict_offsets, columns.length(documents_node), columns.length(verdicts_node))),
+        verdict_messages_(columns.values<std::int32_t>(verdict_message, columns.length(verdicts_node))),
+        verdicts_(columns.values<std::uint8_t>(verdict_value, columns.length(verdicts_node))),
+        row_weights_(columns.offsets(weight_offsets, rows, columns.length(weights_node))),
+        weight_starts_(columns.values<std::int32_t>(weight_start, columns.length(weights_node))),
+        weight_ends_(columns.values<std::int32_t>(weight_end, columns.length(weights_node))),
+        weights_(columns.values<float>(weight_value, columns.length(weights_node))),
+        n_loss_(columns.values<std::int32_t>(n_loss, rows)) {}
+
+  void row(std::size_t r, Block& out) {
+    run_ = static_cast<std::size_t>(row_runs_[r]);
+    weight_ = static_cast<std::size_t>(row_weights_[r]);
+    const auto runs_end = static_cast<std::size_t>(row_runs_[r + 1]);
+    check_weights(r);
+    std::int64_t n_loss = 0;
+    std::int32_t start = 0;
+    for (auto d = static_cast<std::size_t>(row_documents_[r]); d < static_cast<std::size_t>(row_documents_[r + 1]);
+         ++d) {
+      const std::int32_t end = document_ends_[d];
+      if (end <= start || end > length_) wrong("row " + std::to_string(r) + ": document ends do not increase");
+      const std::size_t first = run_;
+      n_loss += take_runs(r, runs_end, start, end);
+      document(r, first, start, d, out);
+      out.document_ends.push_back(end);
+      start = end;
+    }
+    if (start == 0) wrong("row " + std::to_string(r) + " holds no document");
+    if (start < length_) {
+      const std::size_t first = run_;
+      take_runs(r, runs_end, start, static_cast<std::int32_t>(length_));
+      for (std::size_t run = first; run < run_; ++run) push(ends_[run], role::padding, part::none, 0.0F, false, out);
+    }
+    if (run_ != runs_end) wrong("row " + std::to_string(r) + ": runs go on after the row");
+    if (n_loss != n_loss_[r]) {
+      wrong("row " + std::to_string(r) + ": " + std::to_string(n_loss) + " tokens have loss, n_loss says " +
+            std::to_string(n_loss_[r]));
+    }
+    out.run_offsets.push_back(static_cast<std::int32_t>(out.runs.size()));
+    out.document_offsets.push_back(static_cast<std::int32_t>(out.document_ends.size()));
+  }
+
+ private:
+  // Moves on over the runs that tile [start, end); returns how many of their tokens have the stored loss flag.
+  std::int64_t take_runs(std::size_t r, std::size_t runs_end, std::int32_t start, std::int32_t end) {
+    std::int64_t n_loss = 0;
+    std::int32_t at = start;
+    for (; at < end; ++run_) {
+      if (run_ == runs_end || ends_[run_] <= at || ends_[run_] > end) {
+        wrong("row " + std::to_string(r) + ": runs do not tile [" + std::to_string(start) + ", " + std::to_string(end) +
+              ")");
+      }
+      if (flags_[run_] & flag::loss) n_loss += ends_[run_] - at;
+      at = ends_[run_];
+    }
+    return n_loss;
+  }
+
+  void check_weights(std::size_t r) const {
+    std::int32_t at = 0;
+    for (auto w = static_cast<std::size_t>(row_weights_[r]); w < static_cast<std::size_t>(row_weights_[r + 1]); ++w) {
+      const bool ordered = weight_starts_[w] >= at && weight_ends_[w] > weight_starts_[w] && weight_ends_[w] <= length_;
+      if (!ordered || !std::isfinite(weights_[w]) || weights_[w] < 0) {
+        wrong("row " + std::to_string(r) + ": a weight range is out of order or no weight");
+      }
+      at = weight_ends_[w];
+    }
+  }
+
+  void document(std::size_t r, std::size_t first, std::int32_t start, std::size_t d, Block& out) {
+    const std::size_t count = run_ - first;
+    const auto turns = static_cast<std::size_t>(document_verdicts_[d]);
+    const auto n_turns = static_cast<std::size_t>(document_verdicts_[d + 1]) - turns;
+    const FactsView facts{std::span(roles_).subspan(first, count),
+                          std::span(parts_).subspan(first, count),
+                          std::span(flags_).subspan(first, count),
+                          std::span(messages_).subspan(first, count),
+                          {}};
+    const std::vector<std::uint8_t> kind = kinds(facts);
+    std::vector<std::uint8_t> decided;
+    if (decision_.policy) {
+      decided = decide(*decision_.policy, facts,
+                       {std::span(verdict_messages_).subspan(turns, n_turns),
+                        std::span(verdicts_).subspan(turns, n_turns), turns_[d]});
+    }
+    for (std::size_t k = 0; k < count; ++k) {
+      const std::size_t run = first + k;
+      const bool loss = decision_.policy ? decided[k] != 0 : (flags_[run] & flag::loss) != 0;
+      if (roles_[run] == role::padding || kind[k] > part::last)
+        wrong("row " + std::to_string(r) + ": padding inside a document");
+      const float factor = decision_.weights[roles_[run] * std::size_t{8} + kind[k]];
+      std::int32_t at = run == first ? start : ends_[run - 1];
+      if (loss && at == start) {  // nothing before it predicts it
+        push(at + 1, roles_[run], parts_[run], 0.0F, false, out);
+        ++at;
+      }
+      while (at < ends_[run]) {
+        std::int32_t stop = ends_[run];
+        const float weight = weight_at(r, at, stop) * factor;
+        push(stop, roles_[run], parts_[run], loss ? weight : 0.0F, loss && weight > 0, out);
+        at = stop;
+      }
+    }
+  }
+
+  // The source weight of token `at`, and `stop` moved back to where another one begins. `at` never descends in a row.
+  float weight_at(std::size_t r, std::int32_t at, std::int32_t& stop) {
+    const auto last = static_cast<std::size_t>(row_weights_[r + 1]);
+    while (weight_ < last && weight_ends_[weight_] <= at) ++weight_;
+    if (weight_ == last) return 1.0F;
+    if (weight_starts_[weight_] > at) {
+      stop = std::min(stop, weight_starts_[weight_]);
+      return 1.0F;
+    }
+    stop = std::min(stop, weight_ends_[weight_]);
+    return weights_[weight_];
+  }
+
+  static void push(std::int32_t end, std::uint8_t role, std::uint8_t part, float weight, bool loss, Block& out) {
+    const auto row_begin = static_cast<std::size_t>(out.run_offsets.back());
+    if (out.runs.size() > row_begin) {
+      Run& last = out.runs.back();
+      if (last.role == role && last.part == part && last.weight == weight &&
+          last.loss == static_cast<std::uint8_t>(loss)) {
+        last.end = end;
+        return;
+      }
+    }
+    out.runs.push_back({end, weight, role, part, static_cast<std::uint8_t>(loss)});
+  }
+
+  std::int64_t length_;
+  const Decision& decision_;
+  std::vector<std::int32_t> row_runs_, ends_, messages_;
+  std::vector<std::uint8_t> roles_, parts_, flags_;
+  std::vector<std::int32_t> row_documents_, document_ends_, turns_, document_verdicts_, verdict_messages_;
+  std::vector<std::uint8_t> verdicts_;
+  std::vector<std::int32_t> row_weights_, weight_starts_, weight_ends_;
+  std::vector<float> weights_;
+  std::vector<std::int32_t> n_loss_;
+  std::size_t run_ = 0, weight_ = 0;
+};
+
+}  // namespace
+
+std::int64_t Block::bytes() const {
+  return static_cast<std::int64_t>(sizeof(Block) + run_offsets.capacity() * 8 + runs.capacity() * sizeof(Run) +
+                                   document_ends.capacity() * 4 + branches.capacity() + pairs.capacity() * 8);
+}
+
+Buffer facts_place(const BatchLayout& layout, const BatchPlace& place) {
+  if (layout.buffers.size() != n_buffers) wrong("has another number of columns than the format");
+  const std::int64_t begin = layout.buffers[ids].offset + layout.buffers[ids].length;
+  return {begin, place.body - begin};
+}
+
+Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& place, std::int64_t expected_rows,
+                   std::int64_t sequence_length, const Decision& decision) {
+  check_nodes(layout, expected_rows, sequence_length);
+  Block out{};
+  out.ids_offset = place.offset + place.metadata + layout.buffers[ids].offset;
+  if (out.ids_offset % 4 != 0) wrong("has ids that are not aligned");
+  const Columns columns(facts, layout, facts_place(layout, place).offset);
+  const std::int64_t documents = columns.length(documents_node);
+  out.branches = columns.values<std::uint8_t>(branch_value, documents);
+  const std::vector<std::uint8_t> has_parent = columns.bitmap(parent_valid, parent_node);
+  for (std::size_t d = 0; d < static_cast<std::size_t>(documents); ++d) {
+    if (columns.valid(has_parent, parent_node, d)) {
+      wrong(
+          "holds branches that share a prompt, which the loader does not read yet; prepare the pairs as separate "
+          "documents");
+    }
+  }
+  if (columns.length(pair_node) != documents) wrong("the columns of documents differ in length");
+  const std::vector<std::uint8_t> has_pair = columns.bitmap(pair_valid, pair_node);
+  if (layout.nodes[pair_node].nulls < documents) {
+    out.pairs = columns.values<std::int64_t>(pair_value, documents);
+    for (std::size_t d = 0; d < out.pairs.size(); ++d) {
+      if (!columns.valid(has_pair, pair_node, d)) out.pairs[d] = -1;
+    }
+  }
+  out.run_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
+  out.document_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
+  out.run_offsets.push_back(0);
+  out.document_offsets.push_back(0);
+  Decoder decoder(columns, expected_rows, sequence_length, decision);
+  for (std::int64_t r = 0; r < expected_rows; ++r) decoder.row(static_cast<std::size_t>(r), out);
+  out.runs.shrink_to_fit();
+  out.document_ends.shrink_to_fit();
+  return out;
+}
+
+}  // namespace maskpipe

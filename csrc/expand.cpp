@@ -1,0 +1,83 @@
+#include "expand.h"
+
+#include <algorithm>
+#include <cstring>
+
+// The loops below are a third faster with 256-bit registers, which the compiler may not assume.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define MASKPIPE_WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define MASKPIPE_WIDE
+#endif
+
+namespace maskpipe {
+namespace {
+
+constexpr std::int64_t no_label = -100;
+
+MASKPIPE_WIDE void widen(const std::int32_t* in, std::int64_t* out, std::int64_t size) {
+  for (std::int64_t k = 0; k < size; ++k) out[k] = in[k];
+}
+
+MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size) {
+  for (std::int64_t k = 0; k < size; ++k) out[k] = k;
+}
+
+void labels_of(std::span<const std::int32_t> ids, std::span<const Run> runs, std::int64_t* out) {
+  std::int32_t start = 0;
+  for (const Run& run : runs) {
+    if (run.loss) {
+      widen(ids.data() + start, out + start, run.end - start);
+    } else {
+      std::fill(out + start, out + run.end, no_label);
+    }
+    start = run.end;
+  }
+}
+
+template <typename Value, typename Of>
+void fill_runs(std::span<const Run> runs, Value* out, Of of) {
+  std::int32_t start = 0;
+  for (const Run& run : runs) {
+    std::fill(out + start, out + run.end, of(run));
+    start = run.end;
+  }
+}
+
+}  // namespace
+
+void expand_row(std::span<const std::int32_t> ids, std::span<const Run> runs,
+                std::span<const std::int32_t> document_ends, const RowOut& out) {
+  const auto length = static_cast<std::int32_t>(ids.size());
+  if (out.ids32) std::memcpy(out.ids32, ids.data(), ids.size_bytes());
+  if (out.ids) widen(ids.data(), out.ids, length);
+  if (out.labels) labels_of(ids, runs, out.labels);
+  if (out.targets) {
+    std::int32_t start = 0;
+    for (const Run& run : runs) {  // the target of a place is the token after it
+      const std::int32_t first = std::max(start, 1);
+      if (run.loss) {
+        widen(ids.data() + first, out.targets + first - 1, run.end - first);
+      } else {
+        std::fill(out.targets + first - 1, out.targets + run.end - 1, no_label);
+      }
+      start = run.end;
+    }
+    out.targets[length - 1] = no_label;
+  }
+  if (out.positions || out.segments) {
+    std::int32_t start = 0, segment = 1;
+    const auto segment_of = [&](std::int32_t end, std::int32_t number) {
+      if (out.positions) count_up(out.positions + start, end - start);
+      if (out.segments) std::fill(out.segments + start, out.segments + end, number);
+      start = end;
+    };
+    for (const std::int32_t end : document_ends) segment_of(end, segment++);
+    if (start < length) segment_of(length, 0);
+  }
+  if (out.weights) fill_runs(runs, out.weights, [](const Run& run) { return run.weight; });
+  if (out.roles) fill_runs(runs, out.roles, [](const Run& run) { return run.role; });
+}
+
+}  // namespace maskpipe

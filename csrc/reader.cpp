@@ -1,0 +1,371 @@
+#include "reader.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <stdexcept>
+
+#include "facts.h"
+
+namespace maskpipe {
+namespace {
+
+constexpr std::size_t rows_at_once = 4;  // that a thread takes from a job
+
+std::vector<std::uint64_t> parse_hashes(const std::string& hex) {
+  std::vector<std::uint64_t> out(hex.size() / 16);
+  for (std::size_t k = 0; k < out.size(); ++k) {
+    const char* at = hex.data() + 16 * k;
+    // What is no hash equals none: the region will be refused when it is read.
+    if (std::from_chars(at, at + 16, out[k], 16).ptr != at + 16) out[k] = 0;
+  }
+  return out;
+}
+
+}  // namespace
+
+struct Reader::Shard {
+  const SourceShards& source;
+  std::size_t number;
+  ShardFile file;
+  std::mutex mutex;                // of decoding; held while a block is read
+  std::vector<BatchPlace> places;  // of the record batches; empty until the footer was proved
+  std::vector<std::shared_ptr<const Block>> blocks;
+  std::vector<std::list<Cached>::iterator> kept;  // of blocks that are there
+
+  std::int64_t rows() const { return source.rows[number]; }
+  std::size_t n_blocks() const { return static_cast<std::size_t>((rows() - 1) / source.batch_rows) + 1; }
+};
+
+Job::Job(std::vector<std::int32_t> sources, std::vector<std::int64_t> rows, BatchOut out)
+    : sources_(std::move(sources)), rows_(std::move(rows)), out_(out), blocks_(rows_.size()), places_(rows_.size()) {
+  if (sources_.size() != rows_.size()) throw std::invalid_argument("a job needs one source per row");
+}
+
+Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, const Decision& decision)
+    : options_(options), decision_(decision), sources_(std::move(sources)), process_(::getpid()) {
+  if (options.sequence_length < 1 || options.sequence_length > INT32_MAX || options.threads < 0 ||
+      options.threads > 256 || options.open_files < 1) {
+    throw std::invalid_argument("sequence_length must be in [1, 2^31 - 1], threads in [0, 256], open_files at least 1");
+  }
+  for (const SourceShards& source : sources_) {
+    const std::size_t n = source.names.size();
+    if (source.sizes.size() != n || source.rows.size() != n || source.regions.size() != n || source.batch_rows < 1) {
+      throw std::invalid_argument("a source needs as many sizes, rows and regions as names");
+    }
+    std::vector<std::int64_t> ends;
+    std::int64_t total = 0;
+    for (std::size_t k = 0; k < n; ++k) {
+      const auto regions = (source.sizes[k] + region_size - 1) / region_size;
+      if (source.rows[k] < 1 || source.sizes[k] < 1 ||
+          static_cast<std::int64_t>(source.regions[k].size()) != 16 * regions) {
+        throw std::invalid_argument(source.names[k] + ": rows or regions do not fit its size");
+      }
+      ends.push_back(total += source.rows[k]);
+    }
+    ends_.push_back(std::move(ends));
+    shards_.emplace_back(n);
+  }
+  auto padding = std::make_shared<Block>();
+  padding->run_offsets = {0, 1};
+  padding->document_offsets = {0, 0};
+  padding->runs = {{static_cast<std::int32_t>(options.sequence_length), 0.0F, role::padding, part::none, 0}};
+  padding_ = std::move(padding);
+  // Signals are the main thread's: Python handles them there.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  for (std::int64_t k = 0; k < options.threads; ++k) threads_.emplace_back([this] { work(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+bool Reader::is_here() const { return ::getpid() == process_; }
+
+Reader::~Reader() {
+  {
+    const std::lock_guard lock(queue_mutex_);
+    stopping_ = true;
+  }
+  work_ready_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Reader::submit(const std::shared_ptr<Job>& job) {
+  if (!is_here()) throw std::logic_error("the reader belongs to another process");
+  if (static_cast<std::int64_t>(job->rows_.size()) > INT32_MAX / options_.sequence_length) {
+    throw std::invalid_argument("a batch holds fewer than 2^31 tokens; use a smaller batch_size");
+  }
+  for (std::size_t k = 0; k < job->rows_.size(); ++k) {
+    const std::int32_t source = job->sources_[k];
+    if (source == -1) continue;
+    const bool known = source >= 0 && static_cast<std::size_t>(source) < ends_.size() &&
+                       !ends_[static_cast<std::size_t>(source)].empty();
+    if (!known || job->rows_[k] < 0 || job->rows_[k] >= ends_[static_cast<std::size_t>(source)].back()) {
+      throw std::invalid_argument("source " + std::to_string(source) + " has no row " + std::to_string(job->rows_[k]));
+    }
+  }
+  if (threads_.empty()) return;
+  {
+    const std::lock_guard lock(queue_mutex_);
+    queue_.push_back(job);
+  }
+  work_ready_.notify_all();
+}
+
+void Reader::work() {
+  Scratch scratch;
+  std::unique_lock lock(queue_mutex_);
+  for (;;) {
+    work_ready_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    if (stopping_) return;
+    const std::shared_ptr<Job> job = queue_.front();
+    const std::size_t first = job->next_, last = std::min(first + rows_at_once, job->rows_.size());
+    job->next_ = last;
+    if (last == job->rows_.size() || job->cancelled_) queue_.pop_front();
+    if (job->cancelled_) continue;
+    ++job->active_;
+    lock.unlock();
+    run(*job, first, last, scratch);
+    lock.lock();
+    --job->active_;
+    job->done_ += last - first;
+    if (job->done_ == job->rows_.size() || job->active_ == 0) job_done_.notify_all();
+  }
+}
+
+BatchFacts Reader::wait(Job& job) {
+  if (threads_.empty()) {
+    Scratch scratch;
+    run(job, 0, job.rows_.size(), scratch);
+    if (!job.error_.empty()) throw std::runtime_error(job.error_);
+    return assemble(job);
+  }
+  {
+    std::unique_lock lock(queue_mutex_);
+    job_done_.wait(lock, [&] { return job.done_ == job.rows_.size() || job.cancelled_; });
+    if (job.cancelled_) throw std::logic_error("the job was cancelled");
+    if (!job.error_.empty()) throw std::runtime_error(job.error_);
+  }
+  return assemble(job);
+}
+
+void Reader::cancel(Job& job) {
+  if (!is_here()) return;
+  std::unique_lock lock(queue_mutex_);
+  job.cancelled_ = true;
+  job_done_.wait(lock, [&] { return job.active_ == 0; });
+  std::erase_if(queue_, [&](const std::shared_ptr<Job>& other) { return other.get() == &job; });
+}
+
+void Reader::run(Job& job, std::size_t first, std::size_t last, Scratch& scratch) {
+  try {
+    for (std::size_t k = first; k < last; ++k) row(job, k, scratch);
+  } catch (const std::exception& error) {
+    const std::lock_guard lock(queue_mutex_);
+    if (job.error_.empty()) job.error_ = error.what();
+  }
+}
+
+void Reader::row(Job& job, std::size_t k, Scratch& scratch) {
+  const std::int64_t length = options_.sequence_length;
+  const auto at = static_cast<std::int64_t>(k) * length;
+  const auto of = [&](auto* column) { return column == nullptr ? nullptr : column + at; };
+  const BatchOut& out = job.out_;
+  const RowOut columns{of(out.ids32),     of(out.ids),      of(out.labels),  of(out.targets),
+                       of(out.positions), of(out.segments), of(out.weights), of(out.roles)};
+  const std::int32_t source = job.sources_[k];
+  if (source == -1) {
+    scratch.bytes.resize(std::max(scratch.bytes.size(), static_cast<std::size_t>(length) * 4));
+    auto* ids = reinterpret_cast<std::int32_t*>(scratch.bytes.data());
+    std::fill_n(ids, length, sources_.front().pad_id);
+    job.blocks_[k] = padding_;
+    expand_row({ids, static_cast<std::size_t>(length)}, padding_->runs, {}, columns);
+    return;
+  }
+  const auto s = static_cast<std::size_t>(source);
+  const std::vector<std::int64_t>& ends = ends_[s];
+  const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), job.rows_[k]) - ends.begin());
+  Shard* shard = nullptr;
+  {
+    const std::lock_guard lock(open_mutex_);
+    std::unique_ptr<Shard>& made = shards_[s][number];
+    if (made == nullptr) {
+      const SourceShards& from = sources_[s];
+      made.reset(new Shard{from,
+                           number,
+                           {from.directory + "/" + from.names[number], from.sizes[number],
+                            parse_hashes(from.regions[number]), options_.verify, options_.io, options_.random_access},
+                           {},
+                           {},
+                           {},
+                           {}});
+      made->blocks.resize(made->n_blocks());
+      made->kept.resize(made->n_blocks());
+    }
+    shard = made.get();
+  }
+  const std::int64_t row = job.rows_[k] - (ends[number] - shard->rows());
+  try {
+    open(*shard, scratch);
+    const std::int64_t in_block = row % shard->source.batch_rows;
+    job.blocks_[k] = block(*shard, static_cast<std::size_t>(row / shard->source.batch_rows), scratch);
+    job.places_[k] = static_cast<std::int32_t>(in_block);
+    const Block& facts = *job.blocks_[k];
+    const std::uint8_t* bytes = shard->file.read(facts.ids_offset + in_block * length * 4, length * 4, scratch);
+    const auto r = static_cast<std::size_t>(in_block);
+    const std::span<const Run> runs(facts.runs.data() + facts.run_offsets[r],
+                                    static_cast<std::size_t>(facts.run_offsets[r + 1] - facts.run_offsets[r]));
+    const std::span<const std::int32_t> documents(
+        facts.document_ends.data() + facts.document_offsets[r],
+        static_cast<std::size_t>(facts.document_offsets[r + 1] - facts.document_offsets[r]));
+    expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)}, runs, documents,
+               columns);
+  } catch (const WrongBytes& wrong) {
+    throw std::runtime_error(describe(*shard, row, wrong));
+  } catch (const std::invalid_argument& wrong) {
+    throw std::runtime_error(shard->file.path() + ": row " + std::to_string(row) + ": " + wrong.what());
+  }
+}
+
+void Reader::open(Shard& shard, Scratch& scratch) {
+  if (!shard.file.open(scratch)) return;
+  const std::lock_guard lock(open_mutex_);
+  opened_.push_back(&shard);
+  if (static_cast<std::int64_t>(opened_.size()) > options_.open_files) {
+    opened_.front()->file.close();
+    opened_.pop_front();
+  }
+}
+
+std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scratch& scratch) {
+  const auto look = [&]() -> std::shared_ptr<const Block> {
+    const std::lock_guard lock(cache_mutex_);
+    if (shard.blocks[number] != nullptr) cached_.splice(cached_.begin(), cached_, shard.kept[number]);
+    return shard.blocks[number];
+  };
+  if (auto found = look()) return found;
+  const std::lock_guard decoding(shard.mutex);
+  if (auto found = look()) return found;
+  std::shared_ptr<const Block> made = decode(shard, number, scratch);
+  const std::lock_guard lock(cache_mutex_);
+  shard.blocks[number] = made;
+  shard.kept[number] = cached_.insert(cached_.begin(), {&shard, number});
+  cached_bytes_ += made->bytes();
+  while (cached_bytes_ > options_.cache_bytes && cached_.size() > 1) {
+    const Cached& last = cached_.back();
+    std::shared_ptr<const Block>& block = last.shard->blocks[last.block];
+    cached_bytes_ -= block->bytes();
+    block = nullptr;
+    cached_.pop_back();
+  }
+  return made;
+}
+
+std::shared_ptr<const Block> Reader::decode(Shard& shard, std::size_t number, Scratch& scratch) {
+  if (shard.places.empty()) read_places(shard, scratch);
+  const BatchPlace& place = shard.places[number];
+  const std::uint8_t* metadata = shard.file.read(place.offset, place.metadata, scratch);
+  const BatchLayout layout = read_batch_layout({metadata, static_cast<std::size_t>(place.metadata)}, place.body);
+  const Buffer facts = facts_place(layout, place);
+  const std::uint8_t* bytes = shard.file.read(place.offset + place.metadata + facts.offset, facts.length, scratch);
+  const std::int64_t step = shard.source.batch_rows, first = static_cast<std::int64_t>(number) * step;
+  ++decoded_;
+  return std::make_shared<const Block>(decode_block({bytes, static_cast<std::size_t>(facts.length)}, layout, place,
+                                                    std::min(step, shard.rows() - first), options_.sequence_length,
+                                                    decision_));
+}
+
+void Reader::read_places(Shard& shard, Scratch& scratch) {
+  const std::int64_t size = shard.file.size();
+  if (size < 2 * tail_size) throw std::invalid_argument("is no Arrow IPC file: it is too short");
+  const std::uint8_t* tail = shard.file.read(size - tail_size, tail_size, scratch);
+  const std::int64_t footer = footer_size({tail, static_cast<std::size_t>(tail_size)}, size);
+  const std::uint8_t* bytes = shard.file.read(size - tail_size - footer, footer, scratch);
+  std::vector<BatchPlace> places = read_footer({bytes, static_cast<std::size_t>(footer)}, size);
+  if (places.size() != shard.n_blocks()) {
+    throw std::invalid_argument("has " + std::to_string(places.size()) + " record batches, expected " +
+                                std::to_string(shard.n_blocks()));
+  }
+  shard.places = std::move(places);
+}
+
+BatchFacts Reader::assemble(const Job& job) const {
+  BatchFacts out;
+  const auto length = static_cast<std::int32_t>(options_.sequence_length);
+  std::size_t segments = 0, runs = 0;
+  for (std::size_t k = 0; k < job.rows_.size(); ++k) {
+    const Block& block = *job.blocks_[k];
+    const auto r = static_cast<std::size_t>(job.places_[k]);
+    segments += static_cast<std::size_t>(block.document_offsets[r + 1] - block.document_offsets[r]) + 1;
+    runs += static_cast<std::size_t>(block.run_offsets[r + 1] - block.run_offsets[r]);
+  }
+  out.cu_seqlens.reserve(segments + 1);
+  out.numbers.reserve(segments);
+  out.branches.reserve(segments);
+  out.pairs.reserve(segments);
+  out.run_ends.reserve(runs);
+  out.run_roles.reserve(runs);
+  out.run_parts.reserve(runs);
+  out.run_loss.reserve(runs);
+  out.run_weights.reserve(runs);
+  out.cu_seqlens.push_back(0);
+  for (std::size_t k = 0; k < job.rows_.size(); ++k) {
+    const Block& block = *job.blocks_[k];
+    const auto r = static_cast<std::size_t>(job.places_[k]);
+    const std::int32_t base = static_cast<std::int32_t>(k) * length;
+    std::int32_t number = 1;
+    const auto segment = [&](std::int32_t end, std::int32_t as, std::uint8_t branch, std::int64_t pair) {
+      out.max_seqlen = std::max(out.max_seqlen, base + end - out.cu_seqlens.back());
+      out.cu_seqlens.push_back(base + end);
+      out.numbers.push_back(as);
+      out.branches.push_back(branch);
+      out.pairs.push_back(pair);
+    };
+    for (auto d = static_cast<std::size_t>(block.document_offsets[r]);
+         d < static_cast<std::size_t>(block.document_offsets[r + 1]); ++d) {
+      segment(block.document_ends[d], number++, block.branches[d], block.pairs.empty() ? -1 : block.pairs[d]);
+    }
+    if (out.cu_seqlens.back() < base + length) segment(length, 0, 0, -1);
+    std::int32_t start = 0;
+    for (auto q = static_cast<std::size_t>(block.run_offsets[r]);
+         q < static_cast<std::size_t>(block.run_offsets[r + 1]); ++q) {
+      const Run& run = block.runs[q];
+      out.run_ends.push_back(base + run.end);
+      out.run_roles.push_back(run.role);
+      out.run_parts.push_back(run.part);
+      out.run_loss.push_back(run.loss);
+      out.run_weights.push_back(run.weight);
+      if (run.loss) out.n_loss += run.end - start;
+      start = run.end;
+    }
+  }
+  return out;
+}
+
+std::string Reader::describe(Shard& shard, std::int64_t row, const WrongBytes& wrong) const {
+  const std::string& path = shard.file.path();
+  if (wrong.region < 0) return path + ": " + wrong.problem + " (needed for row " + std::to_string(row) + ")";
+  const std::int64_t begin = wrong.region * region_size, end = std::min(begin + region_size, shard.file.size());
+  std::int64_t first = 0, last = shard.rows() - 1;  // as long as the footer is not known
+  const std::lock_guard lock(shard.mutex);
+  if (!shard.places.empty()) {
+    first = shard.rows();
+    last = -1;
+    for (std::size_t k = 0; k < shard.places.size(); ++k) {
+      const BatchPlace& place = shard.places[k];
+      if (place.offset >= end || place.offset + place.metadata + place.body <= begin) continue;
+      const std::int64_t step = shard.source.batch_rows, from = static_cast<std::int64_t>(k) * step;
+      first = std::min(first, from);
+      last = std::max(last, std::min(from + step, shard.rows()) - 1);
+    }
+  }
+  const std::string rows =
+      last < first ? "no rows" : "rows " + std::to_string(first) + " to " + std::to_string(last) + " of the shard";
+  return path + ": region " + std::to_string(wrong.region) + " (bytes " + std::to_string(begin) + " to " +
+         std::to_string(end - 1) + ", " + rows + "): " + wrong.problem + "; needed for row " + std::to_string(row);
+}
+
+}  // namespace maskpipe

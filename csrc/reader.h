@@ -1,0 +1,150 @@
+// The reader: rows of datasets -> batches, by threads that know nothing of Python.
+//
+//   submit(rows, where the columns go) -> Job ─┐ threads take a few rows at a time, oldest job first:
+//                                              │ shard -> block of facts (kept, least recently used go first)
+//   wait(job) <────────────────────────────────┘ -> ids (read and proved) -> dense columns of the row
+//
+// Nothing of a batch is given out before all of it was proved. Which thread does what shows nowhere in the result.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "block.h"
+#include "expand.h"
+#include "shard_file.h"
+
+namespace maskpipe {
+
+struct SourceShards {
+  std::string directory;
+  std::vector<std::string> names;
+  std::vector<std::int64_t> sizes;
+  std::vector<std::int64_t> rows;    // at least 1 each
+  std::vector<std::string> regions;  // 16 hex digits per region, as in the manifest
+  std::int64_t batch_rows;           // rows of every record batch but the last of a shard (F11)
+  std::int32_t pad_id;
+};
+
+struct ReaderOptions {
+  std::int64_t sequence_length;
+  std::int64_t threads;  // 0: wait() does the work
+  Verify verify;
+  Io io;
+  bool random_access;
+  std::int64_t cache_bytes;  // of decoded blocks; the newest block of every thread is kept besides
+  std::int64_t open_files;   // at least 1
+};
+
+// Where columns begin, [rows * sequence_length] each, or nullptr.
+using BatchOut = RowOut;
+
+// What has no fixed size, over all rows of a batch as one line of rows * sequence_length tokens.
+struct BatchFacts {
+  std::vector<std::int32_t> cu_seqlens;  // [segments + 1]: a padding tail is a segment of its own
+  std::vector<std::int32_t> numbers;     // [segments] of the document in its row from 1; 0 for padding
+  std::vector<std::uint8_t> branches;    // [segments] format.Branch
+  std::vector<std::int64_t> pairs;       // [segments] -1 for none
+  std::vector<std::int32_t> run_ends;    // [runs]
+  std::vector<std::uint8_t> run_roles, run_parts, run_loss;  // [runs]
+  std::vector<float> run_weights;                            // [runs]
+  std::int32_t max_seqlen = 0;
+  std::int64_t n_loss = 0;  // tokens with loss
+};
+
+class Reader;
+
+// A batch on its way. Only the reader changes it.
+class Job {
+ public:
+  // What is asked for: row rows[k] of source sources[k]; source -1 gives a row of padding.
+  Job(std::vector<std::int32_t> sources, std::vector<std::int64_t> rows, BatchOut out);
+
+ private:
+  friend class Reader;
+  std::vector<std::int32_t> sources_;
+  std::vector<std::int64_t> rows_;
+  BatchOut out_;
+  std::vector<std::shared_ptr<const Block>> blocks_;  // per row
+  std::vector<std::int32_t> places_;                  // row of the block, per row
+  std::size_t next_ = 0;                              // rows taken by threads; guarded by the reader
+  std::size_t done_ = 0, active_ = 0;
+  bool cancelled_ = false;
+  std::string error_;
+};
+
+class Reader {
+ public:
+  // std::invalid_argument for sources that do not add up. Opens no file.
+  Reader(std::vector<SourceShards> sources, const ReaderOptions& options, const Decision& decision);
+  // Ends the threads. Only in the process that made it.
+  ~Reader();
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+
+  // std::invalid_argument when a row or source does not exist. What `out` points to must stay until wait() or cancel().
+  void submit(const std::shared_ptr<Job>& job);
+
+  // The facts of a finished batch, whose columns are then filled. std::runtime_error when a shard is not what the
+  // manifest says, naming shard, region and rows; then nothing of the batch may be used.
+  BatchFacts wait(Job& job);
+
+  // Returns when no thread works on it any more.
+  void cancel(Job& job);
+
+  // Is this the process that made it? In a forked one its threads are missing, and nothing of it may be touched.
+  bool is_here() const;
+
+  std::int64_t sequence_length() const { return options_.sequence_length; }
+
+  // Blocks decoded so far; without the facts cache every row would be one.
+  std::int64_t blocks_decoded() const { return decoded_.load(); }
+
+ private:
+  struct Shard;
+  struct Cached {
+    Shard* shard;
+    std::size_t block;
+  };
+
+  void work();
+  void run(Job& job, std::size_t first, std::size_t last, Scratch& scratch);
+  void row(Job& job, std::size_t k, Scratch& scratch);
+  std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
+  std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
+  void open(Shard& shard, Scratch& scratch);
+  void read_places(Shard& shard, Scratch& scratch);
+  BatchFacts assemble(const Job& job) const;
+  std::string describe(Shard& shard, std::int64_t row, const WrongBytes& wrong) const;
+
+  ReaderOptions options_;
+  Decision decision_;
+  std::vector<SourceShards> sources_;
+  std::vector<std::vector<std::int64_t>> ends_;  // per source, rows up to and with each shard
+  std::vector<std::vector<std::unique_ptr<Shard>>> shards_;
+  std::shared_ptr<const Block> padding_;
+
+  std::mutex cache_mutex_;  // of cached_, cached_bytes_ and Shard::kept
+  std::list<Cached> cached_;
+  std::int64_t cached_bytes_ = 0;
+  std::mutex open_mutex_;  // of opened_ and of making shards
+  std::deque<Shard*> opened_;
+
+  std::mutex queue_mutex_;  // of queue_, stopping_ and the changing parts of jobs
+  std::condition_variable work_ready_, job_done_;
+  std::deque<std::shared_ptr<Job>> queue_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+  std::int64_t process_;
+  std::atomic<std::int64_t> decoded_ = 0;
+};
+
+}  // namespace maskpipe

@@ -1,0 +1,167 @@
+#include "shard_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+
+#define XXH_INLINE_ALL
+#include "vendor/xxhash.h"
+
+namespace maskpipe {
+namespace {
+
+std::int64_t length_of(std::int64_t file_size, std::int64_t unit, std::int64_t number) {
+  return std::min(unit, file_size - number * unit);
+}
+
+std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length) {
+  return static_cast<std::uint32_t>(XXH3_64bits(bytes, static_cast<std::size_t>(length)));
+}
+
+void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
+  std::int64_t done = 0;
+  while (done < length) {
+    const std::int64_t at = offset + done;
+    const ssize_t n = ::pread(file.descriptor, out + done, static_cast<std::size_t>(length - done), at);
+    if (n < 0 && errno == EINTR) continue;
+    const auto fail = [&](const std::string& problem) { throw WrongBytes{at / region_size, problem}; };
+    if (n < 0) fail("cannot be read at byte " + std::to_string(at) + ": " + std::strerror(errno));
+    if (n == 0) fail("ends at byte " + std::to_string(at) + ", the manifest says " + std::to_string(file.size));
+    done += n;
+  }
+}
+
+}  // namespace
+
+OpenFile::~OpenFile() {
+  if (mapped != nullptr) ::munmap(const_cast<std::uint8_t*>(mapped), static_cast<std::size_t>(size));
+  if (descriptor >= 0) ::close(descriptor);
+}
+
+ShardFile::ShardFile(std::string path, std::int64_t size, std::vector<std::uint64_t> region_hashes, Verify verify,
+                     Io io, bool random_access)
+    : path_(std::move(path)),
+      size_(size),
+      hashes_(std::move(region_hashes)),
+      seals_(hashes_.size()),
+      verify_(verify),
+      io_(io),
+      random_access_(random_access) {}
+
+ShardFile::~ShardFile() {
+  for (auto& seals : seals_) delete seals.load();
+}
+
+bool ShardFile::open(Scratch& scratch) {
+  const std::lock_guard lock(mutex_);
+  if (file_ != nullptr) {
+    scratch.file = file_;
+    return false;
+  }
+  const auto fail = [](const std::string& problem) { throw WrongBytes{-1, problem}; };
+  auto file = std::make_shared<OpenFile>();
+  file->descriptor = ::open(path_.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+  if (file->descriptor < 0) fail(std::string("cannot be opened: ") + std::strerror(errno));
+  struct stat status;
+  if (::fstat(file->descriptor, &status) != 0) fail(std::string("cannot be read: ") + std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) fail("is no regular file");
+  if (status.st_size != size_) {
+    fail("has " + std::to_string(status.st_size) + " bytes, the manifest says " + std::to_string(size_));
+  }
+  file->size = size_;
+  if (io_ == Io::mmap) {
+    const auto length = static_cast<std::size_t>(size_);
+    void* memory = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, file->descriptor, 0);
+    if (memory == MAP_FAILED) fail(std::string("cannot be mapped: ") + std::strerror(errno));
+    file->mapped = static_cast<const std::uint8_t*>(memory);
+    if (random_access_) ::madvise(memory, length, MADV_RANDOM);
+  }
+#ifdef POSIX_FADV_RANDOM
+  if (random_access_) ::posix_fadvise(file->descriptor, 0, 0, POSIX_FADV_RANDOM);  // a row is all that is wanted
+#endif
+  scratch.file = file_ = std::move(file);
+  return true;
+}
+
+void ShardFile::close() {
+  const std::lock_guard lock(mutex_);
+  file_ = nullptr;
+}
+
+const std::uint8_t* ShardFile::prove_region(std::int64_t region, Scratch& scratch) {
+  const OpenFile& file = *scratch.file;
+  const std::int64_t length = length_of(size_, region_size, region);
+  const std::uint8_t* bytes = file.mapped == nullptr ? nullptr : file.mapped + region * region_size;
+  if (bytes == nullptr) {
+    scratch.region.resize(region_size);
+    pread_exactly(file, scratch.region.data(), region * region_size, length);
+    bytes = scratch.region.data();
+  }
+  auto seals = std::make_unique<Seals>();
+  XXH3_state_t state;
+  XXH3_64bits_reset(&state);
+  for (std::int64_t page = 0; page * page_size < length; ++page) {  // both hashes while the page is in the cache
+    const std::uint8_t* at = bytes + page * page_size;
+    const std::int64_t of_page = length_of(length, page_size, page);
+    XXH3_64bits_update(&state, at, static_cast<std::size_t>(of_page));
+    if (verify_ == Verify::every_read) seals->pages[page] = seal(at, of_page);
+  }
+  if (XXH3_64bits_digest(&state) != hashes_[static_cast<std::size_t>(region)]) {
+    throw WrongBytes{region, "its bytes are not what the manifest says"};
+  }
+  Seals* expected = nullptr;
+  if (seals_[static_cast<std::size_t>(region)].compare_exchange_strong(expected, seals.get())) (void)seals.release();
+  return bytes;
+}
+
+const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch) {
+  const OpenFile& file = *scratch.file;
+  const std::uint8_t* const mapped = file.mapped;
+  if (verify_ == Verify::off) {
+    if (mapped != nullptr) return mapped + offset;
+    scratch.bytes.resize(static_cast<std::size_t>(length));
+    pread_exactly(file, scratch.bytes.data(), offset, length);
+    return scratch.bytes.data();
+  }
+  // Whole pages from the first to the last that is touched, so that they can be compared with their seals.
+  const std::int64_t first_page = offset / page_size;
+  const std::int64_t begin = first_page * page_size;
+  const std::int64_t end = std::min(size_, (offset + length + page_size - 1) / page_size * page_size);
+  if (mapped == nullptr && static_cast<std::int64_t>(scratch.bytes.size()) < end - begin) {
+    scratch.bytes.resize(static_cast<std::size_t>(end - begin));
+  }
+  for (std::int64_t at = begin; at < end;) {
+    const std::int64_t region = at / region_size;
+    const std::int64_t stop = std::min(end, (region + 1) * region_size);
+    const Seals* seals = seals_[static_cast<std::size_t>(region)].load(std::memory_order_acquire);
+    if (seals == nullptr) {
+      const std::uint8_t* proved = prove_region(region, scratch);
+      if (mapped == nullptr) {
+        std::memcpy(scratch.bytes.data() + (at - begin), proved + (at - region * region_size),
+                    static_cast<std::size_t>(stop - at));
+      }
+    } else {
+      const std::uint8_t* bytes = mapped == nullptr ? scratch.bytes.data() + (at - begin) : mapped + at;
+      if (mapped == nullptr) pread_exactly(file, scratch.bytes.data() + (at - begin), at, stop - at);
+      if (verify_ == Verify::every_read) {
+        for (std::int64_t page = at / page_size; page * page_size < stop; ++page) {
+          const std::int64_t of_page = length_of(size_, page_size, page);
+          if (seal(bytes + (page * page_size - at), of_page) != seals->pages[page % (region_size / page_size)]) {
+            throw WrongBytes{region, "its bytes changed while it was in use (byte " + std::to_string(page * page_size) +
+                                         " or one of the " + std::to_string(of_page - 1) + " after it)"};
+          }
+        }
+      }
+    }
+    at = stop;
+  }
+  return (mapped == nullptr ? scratch.bytes.data() : mapped + begin) + (offset - begin);
+}
+
+}  // namespace maskpipe

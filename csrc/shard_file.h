@@ -1,0 +1,84 @@
+// The bytes of one shard, proved before they are used.
+//
+// The first time a region (1 MiB) is touched it is read whole and compared with the manifest's hash. From the proved
+// bytes a 32-bit seal per page (4 KiB) is kept, and every later read compares the pages it uses with their seals: so
+// what changes after the first look is found too, without reading a region again. 1 KiB of seals per MiB touched.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "ipc.h"
+
+namespace maskpipe {
+
+enum class Verify { every_read, first_touch, off };
+enum class Io { pread, mmap };
+
+inline constexpr std::int64_t region_size = 1 << 20;  // F9
+inline constexpr std::int64_t page_size = 1 << 12;
+
+// An open file; closed with its last owner.
+struct OpenFile {
+  int descriptor = -1;
+  const std::uint8_t* mapped = nullptr;  // with Io::mmap
+  std::int64_t size = 0;
+  ~OpenFile();
+};
+
+// Memory of one thread for reading.
+struct Scratch {
+  std::vector<std::uint8_t> region, bytes;
+  std::shared_ptr<const OpenFile> file;  // what is being read
+};
+
+// Bytes are not what the manifest says.
+struct WrongBytes {
+  std::int64_t region;  // -1: the file as a whole
+  std::string problem;
+};
+
+class ShardFile {
+ public:
+  ShardFile(std::string path, std::int64_t size, std::vector<std::uint64_t> region_hashes, Verify verify, Io io,
+            bool random_access);
+  ~ShardFile();
+  ShardFile(const ShardFile&) = delete;
+  ShardFile& operator=(const ShardFile&) = delete;
+
+  // Makes it the scratch's file; opens it, without following a link, unless it is open. Throws WrongBytes unless it is
+  // a regular file of the size given. True when it was opened now.
+  bool open(Scratch& scratch);
+  // Closes it once nobody reads. What was proved stays known.
+  void close();
+
+  // `length` bytes from `offset`, both inside the file's size, proved as `verify` says. Valid until the scratch is used
+  // again. Throws WrongBytes. Any number of threads, each with its scratch, for which this file was opened.
+  const std::uint8_t* read(std::int64_t offset, std::int64_t length, Scratch& scratch);
+
+  std::int64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  struct Seals {
+    std::uint32_t pages[region_size / page_size];
+  };
+
+  const std::uint8_t* prove_region(std::int64_t region, Scratch& scratch);
+
+  std::string path_;
+  std::int64_t size_;
+  std::vector<std::uint64_t> hashes_;
+  std::vector<std::atomic<Seals*>> seals_;  // one per region; nullptr until it was proved
+  Verify verify_;
+  Io io_;
+  bool random_access_;
+  std::mutex mutex_;  // of file_
+  std::shared_ptr<const OpenFile> file_;
+};
+
+}  // namespace maskpipe

@@ -1,0 +1,17 @@
+"""The streaming loader: datasets of shards to batches of tensors, exact after any change of the run.
+
+for batch in maskpipe.data.Loader("out/", global_batch_size=64, epochs=1):
+    loss = model(**batch.as_hf()).loss
+"""
+
+from __future__ import annotations
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("maskpipe.data needs torch: pip install 'maskpipe[torch]'") from None
+
+from maskpipe.data.batch import Batch
+from maskpipe.data.loader import Loader
+
+__all__ = ["Batch", "Loader"]

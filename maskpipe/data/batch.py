@@ -1,0 +1,211 @@
+"""A Batch: packed rows as tensors, boundaries said once, and the forms that models take.
+
+    row 0   A A A A B B . .     cu_seqlens 0 4 6 8 | 12 16     segment_ids  1 1 1 1 2 2 0 0
+    row 1   C C C C D D D D     position_ids 0 1 2 3 0 1 0 1   (padding counts as a segment of its own)
+
+Ids and what was asked for are made by the core; every other dense tensor is derived from the runs by a few torch
+operations on whatever device the batch is on, when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskpipe.errors import UsageError
+
+IGNORE = -100
+"""The label of a token without loss: what torch and transformers ignore."""
+
+_TENSORS = (
+    "input_ids", "cu_seqlens", "segment_numbers", "branches", "pairs", "run_ends", "run_roles", "run_parts", "run_loss",
+    "run_weights",
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Batch:
+    """B packed rows of L tokens. S segments are the documents of all rows in order, and padding at the end of a row.
+
+    Dense tensors, [B, L] each:
+      input_ids     int64
+      labels        int64    the token's own id where it has loss, else -100; not shifted, as transformers wants them
+      targets       int64    labels of the next token: what the logits at this place predict; -100 at the end of a row
+      position_ids  int64    from 0 in every segment, padding included
+      segment_ids   int32    1, 2, … per document of a row, 0 in padding
+      loss_weights  float32  weight of the loss of `labels` at the same place; 0 where there is none
+      role_ids      uint8    roles.Role;  part_ids  uint8  roles.Part
+
+    The first token of a document is never a label, so no target crosses from one document into the next.
+    """
+
+    input_ids: Tensor
+    cu_seqlens: Tensor  # [S + 1] int32 over the batch as one line of B * L tokens: 0, the end of every segment
+    max_seqlen: int
+    """Tokens of the longest segment."""
+    segment_numbers: Tensor  # [S] int32 number of the document in its row from 1; 0 for padding
+    branches: Tensor  # [S] uint8 format.Branch: 0 none, 1 prompt, 2 chosen, 3 rejected
+    pairs: Tensor  # [S] int64 number of the preference pair in its dataset, -1 for none
+    run_ends: Tensor  # [R] int32 ends of stretches of equal facts, over the batch as one line
+    run_roles: Tensor  # [R] uint8
+    run_parts: Tensor  # [R] uint8
+    run_loss: Tensor  # [R] uint8 0 or 1
+    run_weights: Tensor  # [R] float32
+    sources: Tensor  # [B] int32 index of the dataset, -1 for a row of padding; stays on the CPU
+    rows: Tensor  # [B] int64 row of the dataset, -1 for a row of padding; stays on the CPU
+    n_loss: int
+    """Tokens with loss: labels that are not -100."""
+    state: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
+    """The loader's state after this batch, whatever was read ahead since."""
+    dense: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Dense tensors made so far."""
+
+    @property
+    def labels(self) -> Tensor:
+        return self._dense("labels", lambda: torch.where(self._runs(self.run_loss).bool(), self.input_ids, IGNORE))
+
+    @property
+    def targets(self) -> Tensor:
+        def shifted() -> Tensor:
+            out = torch.full_like(self.input_ids, IGNORE)
+            out[:, :-1] = self.labels[:, 1:]
+            return out
+
+        return self._dense("targets", shifted)
+
+    @property
+    def position_ids(self) -> Tensor:
+        def positions() -> Tensor:
+            line = torch.arange(self.input_ids.numel(), device=self.device)
+            return (line - self._segments(self.cu_seqlens[:-1].long()).view(-1)).view(self.input_ids.shape)
+
+        return self._dense("position_ids", positions)
+
+    @property
+    def segment_ids(self) -> Tensor:
+        return self._dense("segment_ids", lambda: self._segments(self.segment_numbers))
+
+    @property
+    def loss_weights(self) -> Tensor:
+        return self._dense("loss_weights", lambda: self._runs(self.run_weights))
+
+    @property
+    def role_ids(self) -> Tensor:
+        return self._dense("role_ids", lambda: self._runs(self.run_roles))
+
+    @property
+    def part_ids(self) -> Tensor:
+        return self._dense("part_ids", lambda: self._runs(self.run_parts))
+
+    @property
+    def device(self) -> torch.device:
+        return self.input_ids.device
+
+    @property
+    def padding_rows(self) -> int:
+        """Rows that hold no document, added so that all ranks have equal batches."""
+        return int((self.sources < 0).sum())
+
+    @property
+    def weighted(self) -> bool:
+        """Has any token with loss another weight than 1?"""
+        return bool(((self.run_loss > 0) & (self.run_weights != 1)).any())
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on another device; what is not asked for later is not made there."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        dense = {name: value.to(device, non_blocking=non_blocking) for name, value in self.dense.items()}
+        return replace(self, **moved, dense=dense)
+
+    def as_hf(self, *, ignore_weights: bool = False, seq_idx: bool = False) -> dict[str, Any]:
+        """Keyword arguments of a transformers model, padding-free: input_ids, labels and position_ids [B, L],
+        cu_seq_lens_q and cu_seq_lens_k int32 [S + 1], max_length_q and max_length_k. Flash attention takes the boundaries
+        from cu_seq_lens; sdpa, eager and flex_attention from position_ids. There is no attention_mask: beside packed rows
+        an all-ones mask would switch the boundaries off. `seq_idx` adds int32 [B, L], which linear attention wants.
+
+        transformers' own loss knows no weights: UsageError for a batch that has some, unless they are to be ignored.
+        """
+        if not ignore_weights and self.weighted:
+            raise UsageError(
+                "as_hf: this batch has loss weights other than 1, which a transformers model would not see; compute "
+                "the loss from batch.targets and batch.loss_weights, or pass ignore_weights=True"
+            )
+        out: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "labels": self.labels,
+            "position_ids": self.position_ids,
+            "cu_seq_lens_q": self.cu_seqlens,
+            "cu_seq_lens_k": self.cu_seqlens,
+            "max_length_q": self.max_seqlen,
+            "max_length_k": self.max_seqlen,
+        }
+        if seq_idx:
+            numbers = torch.arange(len(self.segment_numbers), dtype=torch.int32, device=self.device)
+            out["seq_idx"] = self._segments(numbers)
+        return out
+
+    def as_padded(self, pad_id: int = 0) -> dict[str, Tensor]:
+        """One document per row, for models that cannot take packed rows: input_ids, attention_mask (1 on documents),
+        labels and position_ids, int64 [documents, longest], padded on the right. Rows of padding give no document."""
+        starts, ends = self.cu_seqlens[:-1].long(), self.cu_seqlens[1:].long()
+        real = self.segment_numbers > 0
+        starts, lengths = starts[real], (ends - starts)[real]
+        longest = int(lengths.max()) if len(lengths) else 0
+        place = torch.arange(longest, device=self.device)
+        inside = place < lengths[:, None]
+        at = torch.where(inside, starts[:, None] + place, 0)
+
+        def gather(values: Tensor, padding: int) -> Tensor:
+            return torch.where(inside, values.reshape(-1)[at], padding)
+
+        return {
+            "input_ids": gather(self.input_ids, pad_id),
+            "attention_mask": inside.long(),
+            "labels": gather(self.labels, IGNORE),
+            "position_ids": torch.where(inside, place, 0),
+        }
+
+    def attention_mask_4d(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[B, 1, L, L]: may the query (dim 2) see the key (dim 3)? Its own document only, not the future. Bool, or with
+        a floating `dtype` 0 where it may and that type's lowest number where not. Padding sees padding, so that no row
+        of the softmax is empty."""
+        segments = self.segment_ids
+        causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=self.device).tril()
+        seen = ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
+        if dtype is None:
+            return seen
+        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+
+    def block_mask(self, block_size: int = 128) -> Any:
+        """The same for torch's FlexAttention: a BlockMask of [B, 1, L, L]."""
+        from torch.nn.attention.flex_attention import create_block_mask  # late: it loads the compiler
+
+        segments = self.segment_ids
+
+        def seen(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (segments[b, q] == segments[b, k])
+
+        rows, length = segments.shape
+        return create_block_mask(seen, rows, None, length, length, device=str(self.device), BLOCK_SIZE=block_size)
+
+    def _dense(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if name not in self.dense:
+            self.dense[name] = make()
+        return self.dense[name]
+
+    def _runs(self, values: Tensor) -> Tensor:
+        return self._spread(values, self.run_ends.diff(prepend=self.run_ends.new_zeros(1)))
+
+    def _segments(self, values: Tensor) -> Tensor:
+        return self._spread(values, self.cu_seqlens.diff())
+
+    def _spread(self, values: Tensor, lengths: Tensor) -> Tensor:
+        size = self.input_ids.numel()
+        return torch.repeat_interleave(values, lengths, output_size=size).view(self.input_ids.shape)

@@ -1,0 +1,526 @@
+"""The loader: datasets to batches, one process per rank, exact after any change of the run.
+
+    global batch g = positions [g * G, (g + 1) * G)      rank r of W takes rows [r * G / W, (r + 1) * G / W) of it
+
+A Loader is its own iterator and goes on where it stands: `for batch in loader` runs to the end of a pass (`epochs`
+epochs), the next `for` begins the next pass, and after load_state_dict either goes on from the state. What threads
+have read ahead shows in nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from maskpipe import _core
+from maskpipe.data import ranks
+from maskpipe.data.batch import Batch
+from maskpipe.data.decision import decide
+from maskpipe.data.order import Order, Place, epoch_key, shares_of, whole_rates
+from maskpipe.data.slots import Columns, slots_for
+from maskpipe.data.state import SourceState, State, match
+from maskpipe.errors import DatasetError, UsageError
+from maskpipe.shards.format import batch_rows
+from maskpipe.shards.manifest import Manifest
+from maskpipe.shards.reader import REPAIR, Dataset
+from maskpipe.shards.reader import open as open_dataset
+
+OPEN_FILES = 256
+"""Shards kept open at the same time; others are opened again when they are needed."""
+_COLUMNS = {
+    "labels": "labels", "targets": "targets", "position_ids": "positions", "segment_ids": "segments",
+    "loss_weights": "weights", "role_ids": "roles",
+}  # fmt: skip
+
+Source = str | Path | Dataset
+
+
+@dataclass
+class _Pending:
+    """A batch that threads are reading."""
+
+    job: _core.Job
+    memory: npt.NDArray[np.uint8]
+    columns: dict[str, npt.NDArray[Any] | None]
+    sources: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64]
+    after: State
+
+
+class Loader(IterableDataset[Any]):
+    """Batches of packed rows from one or many datasets.
+
+    datasets: a directory, an opened Dataset, or a list of them. All have one sequence_length and one vocabulary.
+    global_batch_size: rows per step of all ranks together; it fixes the order, and the world size must divide it.
+    batch_size: rows per batch; it must divide a rank's slice of the global batch (accumulation). None: the slice.
+    rank, world_size: of the data-parallel ranks; None takes torch.distributed or RANK and WORLD_SIZE.
+    shuffle: rows in random order, another one every epoch. window: 0 shuffles all of an epoch; N takes N record batches
+        (about 1 MiB each) at a time, chosen at random, and shuffles those, for storage that seeks slowly.
+    epochs: how often a pass delivers every row; None goes on for ever.
+    mixture: weight per dataset, for endless runs; None reads each dataset to its end (in proportion to its rows).
+        unit: what the weights count: "sequences", "tokens" or "loss_tokens" (means of the manifest).
+    remainder: what the last global batch of a pass does when rows run out: "drop" it, or "pad" it with rows without
+        loss. See dropped_rows and padded_rows.
+    train_on: selectors as for prepare, decided anew over the facts; None keeps the labels as they were prepared.
+    weights: "role" or "role.part" → factor of the loss; 0 takes it away.
+    columns: dense tensors that the core makes at once; Batch makes the others when they are used.
+    device: where batches go. expand: "device" ships int32 ids and runs only, and makes everything there.
+    threads: that read ahead; 0 reads when asked. prefetch: batches read ahead.
+    verify: "every_read" proves each byte that is used (what changes later too), "first_touch" the first time, "off".
+    io: "pread"; or "mmap", which is faster but ends the process with SIGBUS when a file shrinks while it is read.
+    cache_bytes: memory for decoded facts (about 100 to 200 bytes per row); what does not fit is read again.
+    yields: "batch" (Batch), "hf" (Batch.as_hf) or "padded" (Batch.as_padded).
+
+    UsageError for arguments that do not fit, DatasetError for a dataset that is not what its manifest says: that error
+    names shard, region and rows, and comes instead of the batch.
+    """
+
+    def __init__(
+        self,
+        datasets: Source | Sequence[Source],
+        *,
+        global_batch_size: int,
+        batch_size: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = 0,
+        epochs: int | None = None,
+        mixture: Sequence[float | Fraction] | None = None,
+        unit: Literal["sequences", "tokens", "loss_tokens"] = "sequences",
+        remainder: Literal["drop", "pad"] = "drop",
+        train_on: str | Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        columns: Sequence[str] = ("labels", "position_ids"),
+        device: torch.device | str = "cpu",
+        expand: Literal["host", "device"] = "host",
+        threads: int = 2,
+        prefetch: int = 4,
+        verify: Literal["every_read", "first_touch", "off"] = "every_read",
+        io: Literal["pread", "mmap"] = "pread",
+        cache_bytes: int = 256 << 20,
+        yields: Literal["batch", "hf", "padded"] = "batch",
+    ) -> None:
+        super().__init__()
+        given = [datasets] if isinstance(datasets, str | Path | Dataset) else list(datasets)
+        self.datasets = [source if isinstance(source, Dataset) else open_dataset(source) for source in given]
+        self._manifests = [dataset.manifest for dataset in self.datasets]
+        _check_datasets(self.datasets)
+        self.sequence_length = self._manifests[0].sequence_length
+        self.rank, self.world_size = ranks.resolve(rank, world_size)
+        _check_choices(
+            unit=(unit, "sequences tokens loss_tokens"), remainder=(remainder, "drop pad"),
+            expand=(expand, "host device"), verify=(verify, "every_read first_touch off"), io=(io, "pread mmap"),
+            yields=(yields, "batch hf padded"),
+        )  # fmt: skip
+        _check_numbers(
+            global_batch_size=(global_batch_size, 1), window=(window, 0), threads=(threads, 0), prefetch=(prefetch, 1),
+            cache_bytes=(cache_bytes, 0), **({} if epochs is None else {"epochs": (epochs, 1)}),
+            **({} if batch_size is None else {"batch_size": (batch_size, 1)}),
+        )  # fmt: skip
+        if type(seed) is not int:
+            raise UsageError(f"seed must be a whole number, got {seed!r}")
+        if global_batch_size % self.world_size:
+            raise UsageError(
+                f"global_batch_size {global_batch_size} cannot be divided among {self.world_size} ranks; "
+                "choose a multiple"
+            )
+        self.global_batch_size = global_batch_size
+        self._slice = global_batch_size // self.world_size
+        self.batch_size = self._slice if batch_size is None else batch_size
+        if self._slice % self.batch_size:
+            raise UsageError(
+                f"batch_size {self.batch_size} does not divide the {self._slice} rows that a rank has of a global "
+                f"batch ({global_batch_size} rows, {self.world_size} ranks)"
+            )
+        if mixture is not None and epochs is not None:
+            raise UsageError(
+                "mixture weights and epochs exclude each other: datasets end at different times; leave one out "
+                "(without weights every dataset is read to its end)"
+            )
+        if train_on is not None and mixture is not None and unit == "loss_tokens":
+            raise UsageError("unit='loss_tokens' counts labels as they were prepared; it cannot go with train_on")
+        if mixture is None and unit != "sequences":
+            raise UsageError(f"unit={unit!r} is the unit of mixture weights, and there are none")
+        self.seed, self.shuffle, self.window, self.epochs = seed, shuffle, window, epochs
+        self.remainder = remainder
+        self._shares = self._mixture(mixture, unit)
+        self._decision = decide(self._manifests, train_on, weights)
+        self._yields = yields
+        self._device = torch.device(device)
+        self._reading = (threads, verify, io, cache_bytes)
+        self._prefetch = prefetch if threads else 1
+        self._columns = Columns(self.batch_size * self.sequence_length, _column_names(columns, expand))
+        self._now = self._fresh()
+        self._order = self._order_of(self._now)
+        self._ended = False
+        self._start()
+
+    def __iter__(self) -> Loader:
+        """Itself. Begins the next pass when the one before has ended."""
+        if get_worker_info() is not None:
+            raise UsageError(
+                "the loader reads ahead in threads of its own and has one position; use it with num_workers=0"
+            )
+        self._ended = False
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch. DatasetError, and no batch, when a byte of it is not what the manifest says."""
+        if self._process != os.getpid():
+            self._start()
+        if self._ended:
+            raise StopIteration
+        self._plan_ahead()
+        if not self._pending:
+            self._ended = True
+            self._now = self._next_pass(self._now)
+            self._order = self._order_of(self._now)
+            self._restart_plan()
+            raise StopIteration
+        pending = self._pending.popleft()
+        self._plan_ahead()
+        try:
+            batch = self._finish(pending)
+        except RuntimeError as error:
+            self._restart_plan()
+            raise DatasetError(f"{error}; {REPAIR}") from None
+        self._now = pending.after
+        if self._yields == "hf":
+            return batch.as_hf()
+        return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
+
+    def __len__(self) -> int:
+        """Batches of a whole pass of this rank, the same for all ranks. TypeError for an endless loader."""
+        if self.epochs is None:
+            raise TypeError("a loader without epochs has no length")
+        whole, rest = divmod(self._rows_of_pass, self.global_batch_size)
+        return (whole + (rest > 0 and self.remainder == "pad")) * (self._slice // self.batch_size)
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows at the end of a pass that remainder="drop" leaves out."""
+        return self._rows_of_pass % self.global_batch_size if self.remainder == "drop" else 0
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows without loss that remainder="pad" adds at the end of a pass, over all ranks."""
+        return -self._rows_of_pass % self.global_batch_size if self.remainder == "pad" else 0
+
+    @property
+    def epoch(self) -> float:
+        """Rows delivered / rows of all datasets."""
+        return self._now.position / sum(map(len, self.datasets))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, after the last batch that it gave out: numbers and texts, a few hundred bytes."""
+        return self._now.to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state, also when iteration has begun.
+
+        Ranks, threads, batch sizes may differ from those of the run that saved it; so may the mixture, and there may be
+        datasets more: each goes on at its own count. UsageError when seed, shuffle or window differ, or when a state
+        from inside a global batch meets another number of ranks; DatasetError when a dataset is missing or has changed.
+        """
+        self._now = self._fit(State.from_dict(state))
+        self._order = self._order_of(self._now)
+        self._ended = False
+        self._restart_plan()
+
+    def close(self) -> None:
+        """Gives up what was read ahead."""
+        self._pending.clear()
+
+    # The order
+
+    @property
+    def _rows_of_pass(self) -> int:
+        return 0 if self.epochs is None else self.epochs * sum(map(len, self.datasets))
+
+    def _mixture(self, weights: Sequence[float | Fraction] | None, unit: str) -> list[Fraction] | None:
+        if weights is None:
+            return None
+        if len(weights) != len(self.datasets):
+            raise UsageError(f"mixture: {len(weights)} weights for {len(self.datasets)} datasets")
+        totals = [manifest.totals for manifest in self._manifests]
+        rows = [len(dataset) for dataset in self.datasets]
+        units = {
+            "sequences": rows,
+            "tokens": [total.n_tokens for total in totals],
+            "loss_tokens": [total.n_loss for total in totals],
+        }[unit]
+        return shares_of(weights, rows, units)
+
+    def _fresh(self) -> State:
+        """The beginning of the first pass."""
+        state = State(
+            seed=self.seed,
+            shuffle=self.shuffle,
+            window=self.window,
+            epochs=self.epochs,
+            passes=0,
+            position=0,
+            within=0,
+            world_size=self.world_size,
+            global_batch_size=self.global_batch_size,
+            sources=tuple(
+                SourceState(
+                    fingerprint=dataset.manifest.fingerprint,
+                    name=dataset.path.name,
+                    share="rows" if self._shares is None else str(self._shares[k]),
+                    rate=0,
+                    credit=0,
+                    count=0,
+                )
+                for k, dataset in enumerate(self.datasets)
+            ),
+        )
+        return self._with_rates(state)
+
+    def _with_rates(self, state: State) -> State:
+        """A mixture that begins here: rates anew, no credits."""
+        if self._shares is not None:
+            rates = whole_rates(self._shares)
+        else:
+            rates = self._remaining(state) if self.epochs is not None else [len(dataset) for dataset in self.datasets]
+            if any(rates):
+                rates = whole_rates([Fraction(rate) for rate in rates])
+        sources = tuple(replace(source, rate=rate, credit=0) for source, rate in zip(state.sources, rates, strict=True))
+        return replace(state, sources=sources)
+
+    def _remaining(self, state: State) -> list[int]:
+        """Rows of each dataset that the pass has still to deliver."""
+        ends = (state.passes + 1) * (self.epochs or 0)
+        return [ends * len(d) - source.count for d, source in zip(self.datasets, state.sources, strict=True)]
+
+    def _next_pass(self, state: State) -> State:
+        passes = state.passes + 1
+        counts = [passes * (self.epochs or 0) * len(dataset) for dataset in self.datasets]
+        sources = tuple(replace(s, count=count) for s, count in zip(state.sources, counts, strict=True))
+        return self._with_rates(replace(state, passes=passes, within=0, sources=sources))
+
+    def _fit(self, state: State) -> State:
+        for name in ("seed", "shuffle", "window"):
+            if getattr(state, name) != getattr(self, name):
+                raise UsageError(
+                    f"state: it was saved with {name}={getattr(state, name)!r}, the loader has "
+                    f"{getattr(self, name)!r}; that would be another order: pass the same"
+                )
+        if state.within and (state.world_size, state.global_batch_size) != (self.world_size, self.global_batch_size):
+            raise UsageError(
+                f"state: it was saved inside a global batch ({state.within} rows into a rank's slice, "
+                f"{state.world_size} ranks, global_batch_size {state.global_batch_size}); with {self.world_size} ranks "
+                f"and {self.global_batch_size} that place does not exist: save after whole global batches"
+            )
+        if state.within % self.batch_size:
+            raise UsageError(
+                f"state: {state.within} rows into a rank's slice is no whole number of batches of {self.batch_size}"
+            )
+        if (state.epochs is None) != (self.epochs is None) or (state.passes and state.epochs != self.epochs):
+            raise UsageError(
+                f"state: it was saved with epochs={state.epochs}, the loader has {self.epochs}; pass the same"
+            )
+        fresh = self._fresh()
+        known = match(state, [s.fingerprint for s in fresh.sources], [s.name for s in fresh.sources])
+        first = state.passes * (self.epochs or 0)
+        sources = tuple(
+            replace(new, count=first * len(dataset)) if old is None else replace(old, name=new.name, share=new.share)
+            for new, old, dataset in zip(fresh.sources, known, self.datasets, strict=True)
+        )
+        same = state.epochs == self.epochs and all(
+            old is not None and old.share == new.share for old, new in zip(known, fresh.sources, strict=True)
+        )
+        fitted = replace(
+            state,
+            epochs=self.epochs,
+            world_size=self.world_size,
+            global_batch_size=self.global_batch_size,
+            sources=sources,
+        )
+        if self.epochs is not None and min(self._remaining(fitted)) < 0:
+            raise UsageError(f"state: a dataset is past the end of the {self.epochs} epochs of this loader")
+        if not same and state.within:
+            raise UsageError("state: inside a global batch the mixture cannot change; save after whole global batches")
+        return fitted if same else self._with_rates(fitted)
+
+    def _order_of(self, state: State) -> Order:
+        return Order(
+            rows=tuple(map(len, self.datasets)),
+            rates=tuple(source.rate for source in state.sources),
+            keys=tuple(tuple(epoch_key(self.seed, manifest.fingerprint)) for manifest in self._manifests),
+            shuffle=self.shuffle,
+            window=self.window,
+            block_rows=batch_rows(self.sequence_length),
+        )
+
+    # Reading ahead
+
+    def _start(self) -> None:
+        """Threads, memory and a plan, in this process."""
+        self._process = os.getpid()
+        threads, verify, io, cache_bytes = self._reading
+        sources = [_core_source(dataset) for dataset in self.datasets]
+        scattered = self.shuffle and self.window == 0
+        self._reader = _core.Reader(
+            sources,
+            self.sequence_length,
+            threads,
+            verify,
+            io,
+            scattered,
+            cache_bytes,
+            OPEN_FILES,
+            self._decision.policy,
+            self._decision.weights,
+        )
+        self._slots = slots_for(self._columns, self._device)
+        self._restart_plan()
+
+    def _restart_plan(self) -> None:
+        self._pending: deque[_Pending] = deque()
+        self._planned = self._now
+        self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], State] | None = None
+
+    def _plan_ahead(self) -> None:
+        while len(self._pending) < self._prefetch:
+            if self._global is None:
+                self._global = self._plan_global(self._planned)
+                if self._global is None:
+                    return
+            sources, rows, after = self._global
+            begin = self._planned.within
+            end = begin + self.batch_size
+            if end == self._slice:
+                self._planned, self._global = after, None
+            else:
+                self._planned = replace(self._planned, within=end)
+            self._submit(sources[begin:end], rows[begin:end])
+
+    def _plan_global(self, state: State) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], State] | None:
+        """Sources and rows of this rank's slice of the next global batch, and the state after it; None at the end."""
+        positions = self.global_batch_size
+        if self.epochs is not None:
+            left = sum(self._remaining(state))
+            if left == 0 or (left < positions and self.remainder == "drop"):
+                return None
+            positions = min(positions, left)
+        place = Place(tuple(s.count for s in state.sources), tuple(s.credit for s in state.sources))
+        begin = min(self.rank * self._slice, positions)
+        end = min(begin + self._slice, positions)
+        sources, rows, after = self._order.take(place, positions, begin, end)
+        missing = self._slice - len(rows)
+        if missing:
+            sources = np.concatenate([sources, np.full(missing, -1, np.int32)])
+            rows = np.concatenate([rows, np.full(missing, -1, np.int64)])
+        counted = tuple(
+            replace(source, count=count, credit=credit)
+            for source, count, credit in zip(state.sources, after.counts, after.credits, strict=True)
+        )
+        return sources, rows, replace(state, position=state.position + positions, within=0, sources=counted)
+
+    def _submit(self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64]) -> None:
+        memory = self._slots.take()
+        columns = self._columns.split(memory)
+        job = _core.Job(self._reader, sources, rows, self._columns.tokens, **columns)
+        self._pending.append(_Pending(job, memory, columns, sources, rows, self._planned))
+
+    def _finish(self, pending: _Pending) -> Batch:
+        facts = pending.job.wait()
+        shape = (self.batch_size, self.sequence_length)
+        dense = {
+            name: torch.from_numpy(column).view(shape)
+            for name, key in _COLUMNS.items()
+            if (column := pending.columns[key]) is not None
+        }
+        ids, ids32 = pending.columns["ids"], pending.columns["ids32"]
+        batch = Batch(
+            input_ids=torch.from_numpy(ids32 if ids is None else ids).view(shape),
+            cu_seqlens=torch.from_numpy(facts.cu_seqlens),
+            max_seqlen=facts.max_seqlen,
+            segment_numbers=torch.from_numpy(facts.numbers),
+            branches=torch.from_numpy(facts.branches),
+            pairs=torch.from_numpy(facts.pairs),
+            run_ends=torch.from_numpy(facts.run_ends),
+            run_roles=torch.from_numpy(facts.run_roles),
+            run_parts=torch.from_numpy(facts.run_parts),
+            run_loss=torch.from_numpy(facts.run_loss),
+            run_weights=torch.from_numpy(facts.run_weights),
+            sources=torch.from_numpy(pending.sources),
+            rows=torch.from_numpy(pending.rows),
+            n_loss=facts.n_loss,
+            state=pending.after.to_dict,
+            dense=dense,
+        )
+        batch = self._slots.deliver(batch, pending.memory)
+        return batch if ids is not None else replace(batch, input_ids=batch.input_ids.long())
+
+
+def _core_source(dataset: Dataset) -> tuple[Any, ...]:
+    manifest: Manifest = dataset.manifest
+    shards = manifest.shards
+    return (
+        str(dataset.path),
+        [shard.name for shard in shards],
+        np.array([shard.size for shard in shards], np.int64),
+        np.array([shard.rows for shard in shards], np.int64),
+        [shard.regions for shard in shards],
+        batch_rows(manifest.sequence_length),
+        manifest.pad_id,
+    )
+
+
+def _check_datasets(datasets: Sequence[Dataset]) -> None:
+    if not datasets:
+        raise UsageError("datasets: there is none")
+    first = datasets[0]
+    seen: dict[str, Path] = {}
+    for dataset in datasets:
+        manifest = dataset.manifest
+        if len(dataset) == 0:
+            raise UsageError(f"{dataset.path}: has no sequences")
+        for name in ("sequence_length", "vocab_size"):
+            one, other = getattr(first.manifest, name), getattr(manifest, name)
+            if one != other:
+                raise UsageError(f"{dataset.path}: has {name} {other}, {first.path} has {one}; a batch needs the same")
+        tokenizers = [{f.sha256 for f in m.files if f.name == "tokenizer.json"} for m in (first.manifest, manifest)]
+        if all(tokenizers) and tokenizers[0] != tokenizers[1]:
+            raise UsageError(f"{dataset.path}: was prepared with another tokenizer than {first.path}")
+        if manifest.fingerprint in seen:
+            raise UsageError(
+                f"{dataset.path}: holds the same as {seen[manifest.fingerprint]}; give one of them a larger mixture "
+                "weight"
+            )
+        seen[manifest.fingerprint] = dataset.path
+
+
+def _column_names(columns: Sequence[str], expand: str) -> tuple[str, ...]:
+    for name in columns:
+        if name not in _COLUMNS:
+            raise UsageError(f"columns: {name!r} is none of {', '.join(_COLUMNS)}")
+    if expand == "device":
+        return ("ids32",)
+    return ("ids", *sorted({_COLUMNS[name] for name in columns}))
+
+
+def _check_choices(**choices: tuple[str, str]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known.split():
+            raise UsageError(f"{name} must be one of {', '.join(known.split())}; got {value!r}")
+
+
+def _check_numbers(**numbers: tuple[Any, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if type(value) is not int or value < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, got {value!r}")
