@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskpipe import data as data
+    from maskpipe import losses as losses
     from maskpipe import pack
     from maskpipe.chat import Conversation, Text
     from maskpipe.document import Document
@@ -70,8 +71,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-_TORCH_ROOMS = ("data",)
-"""Submodules that import torch: `maskpipe.data` needs no import of its own, and costs nothing until it is used."""
+_TORCH_ROOMS = ("data", "losses")
+"""Submodules that import torch: they need no import of their own, and cost nothing until they are used."""
 
 
 def __getattr__(name: str) -> Any:

@@ -127,10 +127,11 @@ class Policy:
     ) -> npt.NDArray[np.uint8]:
         """As `flags`, for the facts that a Document has under these names. ValueError when they differ in length."""
         none, allowed = self._trainable(turn, verdicts)
-        return _core.mark_loss(self._rule, roles, parts, flags, messages, weights, none, turn, allowed)
+        return _core.mark_loss(self.rule, roles, parts, flags, messages, weights, none, turn, allowed)
 
     @cached_property
-    def _rule(self) -> _core.LossRule:
+    def rule(self) -> _core.LossRule:
+        """The selectors as the core takes them."""
         selectors = [
             (
                 int(selector.add),

@@ -17,8 +17,8 @@ from maskpipe import _core
 from tests.reference import order as slow
 
 pytest.importorskip("torch")
-from maskpipe.data.order import MAX_RATES, Order, Place, epoch_key, shares_of, whole_rates  # noqa: E402
-from maskpipe.errors import UsageError  # noqa: E402
+from maskpipe.data.order import MAX_RATES, Order, Place, epoch_key, shares_of, whole_rates
+from maskpipe.errors import UsageError
 
 LONG = os.environ.get("MASKPIPE_LONG") == "1"
 KEYS = st.lists(st.integers(0, 2**64 - 1), min_size=4, max_size=4)

@@ -126,9 +126,10 @@ class Batch:
 
     def as_hf(self, *, ignore_weights: bool = False, seq_idx: bool = False) -> dict[str, Any]:
         """Keyword arguments of a transformers model, padding-free: input_ids, labels and position_ids [B, L],
-        cu_seq_lens_q and cu_seq_lens_k int32 [S + 1], max_length_q and max_length_k. Flash attention takes the boundaries
-        from cu_seq_lens; sdpa, eager and flex_attention from position_ids. There is no attention_mask: beside packed rows
-        an all-ones mask would switch the boundaries off. `seq_idx` adds int32 [B, L], which linear attention wants.
+        cu_seq_lens_q and cu_seq_lens_k int32 [S + 1], max_length_q and max_length_k. Flash attention takes the
+        boundaries from cu_seq_lens; sdpa, eager and flex_attention from position_ids. There is no attention_mask:
+        beside packed rows an all-ones mask would switch the boundaries off. `seq_idx` adds int32 [B, L], which linear
+        attention wants.
 
         transformers' own loss knows no weights: UsageError for a batch that has some, unless they are to be ignored.
         """

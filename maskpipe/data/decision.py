@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from maskpipe import _core
 from maskpipe.errors import UsageError
 from maskpipe.policy import Policy
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Part, Role
 from maskpipe.shards.manifest import Manifest
 
-CorePolicy = tuple[list[tuple[bool, int, int]], list[int] | None, bool, bool]
-"""(add, role or -1, part or -1) per selector, turns, empty_reasoning, accept_rewritten: what _core.Reader takes."""
+CorePolicy = tuple[_core.LossRule, list[int] | None, bool]
+"""Selectors, turns, accept_rewritten: what _core.Reader takes."""
 
 _PARTS = 8
 
@@ -55,11 +56,7 @@ def _policy(manifests: Sequence[Manifest], train_on: str | Sequence[str]) -> Cor
             "same words would mean different tokens; load them with the labels they were prepared with"
         )
     policy = policies[0]
-    selectors = [
-        (s.add, -1 if s.role is None else int(s.role), -1 if s.part is None else int(s.part)) for s in policy.selectors
-    ]
-    turns = None if policy.turns is None else list(policy.turns)
-    return selectors, turns, policy.empty_reasoning, policy.accept_rewritten
+    return policy.rule, None if policy.turns is None else list(policy.turns), policy.accept_rewritten
 
 
 def _table(weights: Mapping[str, float]) -> npt.NDArray[np.float32]:
