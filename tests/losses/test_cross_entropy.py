@@ -55,7 +55,7 @@ def twin(m: Made, plan: LossPlan, options: dict[str, Any], bias: bool) -> tuple[
     seed=st.integers(0, 10_000), share=st.sampled_from([0.0, 0.3, 1.0]), weighted=st.booleans(), bias=st.booleans(),
     chunk=st.sampled_from([1, 5, None]), padded=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_loss_and_gradients_equal_the_float64_twin(
     options: dict[str, Any], seed: int, share: float, weighted: bool, bias: bool, chunk: int | None, padded: bool
 ) -> None:

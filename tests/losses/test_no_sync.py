@@ -108,10 +108,9 @@ def test_labels_on_a_device_are_refused_without_a_capacity() -> None:
         LossPlan.from_labels(torch.zeros(2, 4, dtype=torch.int64, device="meta"))
 
 
-@pytest.mark.parametrize(("weighted", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_opcheck(weighted: bool, dtype: torch.dtype) -> None:
-    m = made(3, dtype=dtype)
-    plan = m.plan(weighted=weighted)
+def test_opcheck() -> None:
+    m = made(3)
+    plan = m.plan(weighted=True)
     hidden = m.hidden.flatten(0, 1)
     for head, wanted in (
         ((0.0, 1.0, 0.0, 0.0, False), (True, True, False)),
