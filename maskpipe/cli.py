@@ -46,7 +46,11 @@ app = App(
     version=_version,
     suppress_keyboard_interrupt=False,
 )
-recipe_app = App(name="recipe", help="Show what a recipe resolves to, and which keys there are.", sort_key=8)
+recipe_app = App(
+    name="recipe",
+    help="Recipes that come with maskpipe, those of trainers, and which keys there are.",
+    sort_key=8,
+)
 app.command(recipe_app)
 
 _INPUT = Group("Input and output", sort_key=0)
@@ -371,22 +375,86 @@ def append(
     return CLEAN
 
 
-@recipe_app.command(usage="Usage: maskpipe recipe show [OPTIONS]")
-def show(*, recipe: RecipeFile = None, flags: Flags = None) -> int:
-    """Print a recipe as YAML, every key resolved: the defaults, a file, and flags on top.
+@recipe_app.command(usage="Usage: maskpipe recipe show [NAME] [OPTIONS]")
+def show(
+    name: Annotated[str | None, Parameter(group=_INPUT, help="A recipe that `maskpipe recipe list` names.")] = None,
+    /,
+    *,
+    recipe: RecipeFile = None,
+    flags: Flags = None,
+) -> int:
+    """Print a recipe that comes with maskpipe, or one as YAML with every key resolved: defaults, file, flags on top.
 
+    maskpipe recipe show reasoning
     maskpipe recipe show > recipe.yaml
     maskpipe recipe show --recipe recipe.yaml --train-on last_turn
     """
-    _print(resolve(flags, recipe).to_yaml().rstrip("\n"))
+    if name is None:
+        _print(resolve(flags, recipe).to_yaml().rstrip("\n"))
+        return CLEAN
+    if recipe is not None or flags is not None:
+        raise UsageError("recipe show NAME prints that recipe as it is; copy it to a file to change it")
+    from maskpipe import recipes
+
+    _print(recipes.text(name).rstrip("\n"))
     return CLEAN
 
 
 @recipe_app.command(name="list", usage="Usage: maskpipe recipe list")
-def list_keys(*, format: FormatFlag = "human") -> int:
-    """List the keys of a recipe, with their defaults and what they mean.
+def list_recipes(*, format: FormatFlag = "human") -> int:
+    """List the recipes that come with maskpipe.
 
     maskpipe recipe list
+    """
+    from maskpipe import recipes
+
+    found = {name: recipes.summary(name) for name in recipes.names()}
+    _print(found if format == "json" else "\n".join(f"{name:<12}{text}" for name, text in found.items()))
+    return CLEAN
+
+
+@recipe_app.command(usage="Usage: maskpipe recipe copy NAME FILE")
+def copy(
+    name: Annotated[str, Parameter(group=_INPUT, help="A recipe that `maskpipe recipe list` names.")],
+    file: Annotated[Path, Parameter(group=_INPUT, help="New file.")],
+    /,
+) -> int:
+    """Copy a recipe that comes with maskpipe to a file, to change it there.
+
+    maskpipe recipe copy sft recipe.yaml
+    """
+    from maskpipe import recipes
+
+    _say(f"copied to {recipes.copy(name, file)}; use it with maskpipe prepare --recipe {file}")
+    return CLEAN
+
+
+@recipe_app.command(name="from", usage="Usage: maskpipe recipe from FILE [--kind axolotl|trl]")
+def from_file(
+    file: Annotated[Path, Parameter(group=_INPUT, help="YAML of axolotl, or of `trl sft`.")],
+    /,
+    *,
+    kind: Annotated[
+        Literal["axolotl", "trl"] | None, Parameter(group=_INPUT, help="Whose it is; told from its keys by default.")
+    ] = None,
+    format: FormatFlag = "human",
+) -> int:
+    """Print a trainer's configuration as a recipe. What has no equal is refused, with the reason and what to do.
+
+    maskpipe recipe from axolotl.yaml > recipe.yaml
+    """
+    from maskpipe import recipe_import
+
+    found = recipe_import.read_config(file, kind)
+    _print(found.to_dict() if format == "json" else found.to_yaml())
+    return CLEAN
+
+
+@recipe_app.command(usage="Usage: maskpipe recipe keys")
+def keys(*, format: FormatFlag = "human") -> int:
+    """List the keys of a recipe, with their defaults and what they mean.
+
+    maskpipe recipe keys
     """
     from maskpipe import rules
     from maskpipe.recipe import Recipe

@@ -237,16 +237,38 @@ def test_recipe_show_prints_the_defaults_and_reads_itself(run: Any, tmp_path: Pa
 
 
 def test_recipe_list_and_rule_list_everything(run: Any) -> None:
-    keys = json.loads(run("recipe", "list", "--format", "json").out)
+    keys = json.loads(run("recipe", "keys", "--format", "json").out)
     assert list(keys) == [field.name for field in fields(Recipe)]
     assert all(entry["help"] for entry in keys.values())
-    human = run("recipe", "list").out
+    human = run("recipe", "keys").out
     assert all(f"{name}: " in human for name in keys)
     listed = run("rule").out
     assert all(code in listed for code in rules.RULES)
     (one,) = json.loads(run("rule", "mp101", "--format", "json").out)
     assert set(one) == {"code", "name", "what", "why", "do"}
     assert len(json.loads(run("rule", "--format", "json").out)) == len(rules.RULES)
+
+
+def test_recipes_by_name_and_from_trainers(run: Any, tmp_path: Path) -> None:
+    listed = json.loads(run("recipe", "list", "--format", "json").out)
+    assert "reasoning" in listed and "reasoning" in run("recipe", "list").out
+    copied = run("recipe", "copy", "sft", tmp_path / "sft.yaml")
+    assert (copied.code, copied.out) == (0, "")
+    assert (tmp_path / "sft.yaml").read_text() == run("recipe", "show", "sft").out
+    assert run("recipe", "copy", "sft", tmp_path / "sft.yaml").code == 2
+    assert run("recipe", "show", "sft", "--sequence-length", "4").code == 2
+
+    config = tmp_path / "trl.yaml"
+    config.write_text("dataset_name: chats.jsonl\nassistant_only_loss: true\nmax_length: 700\nbf16: true\n")
+    ran = run("recipe", "from", config)
+    assert (ran.code, ran.err) == (0, "")
+    (tmp_path / "recipe.yaml").write_text(ran.out)
+    assert resolve(None, tmp_path / "recipe.yaml").sequence_length == 700
+    assert json.loads(run("recipe", "from", config, "--format", "json").out)["ignored"] == ["bf16"]
+    config.write_text("assistant_only_loss: false\nmax_length: 700\n")
+    refused = run("recipe", "from", config)
+    assert (refused.code, refused.out) == (2, "")
+    assert "assistant_only_loss: false: " in refused.err
 
 
 # -- the main job

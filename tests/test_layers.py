@@ -20,7 +20,7 @@ LAYERS = [
     {"summary", "card", "stats", "exports", "explain", "branches", "records", "tasks"},
     {"derived"},
     {"pipeline", "repack", "merge", "diff"},
-    {"cli", "__main__", "demo", "recipe_flags"},
+    {"cli", "__main__", "demo", "recipe_flags", "recipe_import", "recipes"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_ROOMS = {"data", "losses"}
