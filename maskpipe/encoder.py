@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpipe import _core
+from maskpipe.backends import Backend, Fastokens, engage
 from maskpipe.chat import Conversation, Text
 from maskpipe.document import Document
-from maskpipe.errors import RecordError, TemplateError, UsageError
+from maskpipe.errors import RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.policy import Policy, may_train
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
@@ -119,6 +120,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.policy = Policy.of(recipe)
+        self._fast: Fastokens | None = engage(tokenizer) if recipe.tokenizer_backend == "fastokens" else None
         allowed = recipe.control_tokens_allowed
         self._allowed_of_role = {
             int(role): frozenset(allowed[role.name.lower()]) for role in Role if allowed.get(role.name.lower())
@@ -147,27 +149,41 @@ class Encoder:
             )
         return self._template
 
+    def choose_backend(self, texts: Sequence[str]) -> Backend:
+        """Proves fastokens on these texts of the data, and uses it from here on. Under `auto` one that cannot be used
+        is not; asked for by name, that is an error with the reason."""
+        asked = self.recipe.tokenizer_backend
+        if asked == "tokenizers":
+            return Backend()
+        try:
+            if self._fast is None:
+                self._fast = engage(self.tokenizer, texts)
+            else:
+                self._fast.prove(texts)
+        except (UsageError, TokenizerError) as error:
+            if asked != "auto":
+                raise
+            return Backend(reason=str(error), refused=isinstance(error, TokenizerError))
+        return Backend(used=self._fast.name)
+
+    def texts(self, record: Conversation | Text) -> list[str]:
+        """What of this record goes to the tokenizer; nothing where it is refused."""
+        return [draft.text for draft in self._begin(record)[2]]
+
     def encode(self, record: Conversation | Text) -> Encoded:
         """What becomes of one record."""
-        return self.encode_many([record])[0]
-
-    def encode_many(self, records: Sequence[Conversation | Text]) -> list[Encoded]:
-        """What becomes of each record; the same as one by one, but their texts go to the tokenizer together."""
-        begun = [self._begin(record) for record in records]
-        ids = iter(self._ids([draft.text for _, _, drafts in begun for draft in drafts]))
-        for record, (out, plan, drafts) in zip(records, begun, strict=True):
-            given = [next(ids) for _ in drafts]  # before anything can fail
-            if out.refused is not None:
-                continue
+        out, chat, drafts = self._begin(record)
+        if out.refused is None:
             try:
-                if plan is None:
-                    documents = self._text_document(record, drafts, given, out)
+                ids = self._ids([draft.text for draft in drafts])
+                if chat is None:
+                    documents = self._text_document(record, drafts[0], ids[0], out)
                 else:
-                    documents = self._chat_documents(plan, drafts, given, out)
+                    documents = self._chat_documents(chat, drafts, ids, out)
                 out.documents = fit_lengths(documents, self.recipe, out)
             except RecordError as error:
                 out.refused = error
-        return [out for out, _, _ in begun]
+        return out
 
     def _begin(self, record: Conversation | Text) -> tuple[Encoded, _Chat | None, list[_Draft]]:
         """Everything up to the tokenizer: the texts of one record, and what is known about them."""
@@ -374,7 +390,7 @@ class Encoder:
 
     def _ids(self, texts: list[str]) -> list[Int32]:
         """What the tokenizer makes of each text, taken alone."""
-        return self.tokenizer.ids(texts)
+        return self._fast.ids(texts) if self._fast is not None else self.tokenizer.ids(texts)
 
     def _text(self, record: Text) -> list[_Draft]:
         if self.recipe.objective != "pretrain":
@@ -384,14 +400,11 @@ class Encoder:
             )
         return [_Draft(record.text, utf8(record.text), None, None, [])]
 
-    def _text_document(
-        self, record: Conversation | Text, drafts: list[_Draft], ids: list[Int32], out: Encoded
-    ) -> list[Document]:
-        (draft,), (given,) = drafts, ids
+    def _text_document(self, record: Conversation | Text, draft: _Draft, ids: Int32, out: Encoded) -> list[Document]:
         content = NO_CONTENT
         if self.recipe.control_tokens_in_content != "keep" and draft.raw:
             content = Content(np.zeros(1, np.int64), np.array([len(draft.raw)]), None)
-        encoding = self._encode_text(draft, content, given, out.counts)
+        encoding = self._encode_text(draft, content, ids, out.counts)
         size = len(encoding.input_ids)
         out.counts["tokens"] += size
         if not size:

@@ -14,14 +14,16 @@ results are taken in the order of the chunks. What grows with the input is on th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ import numpy as np
 
 import maskpipe
 from maskpipe import card, commit, summary
+from maskpipe.backends import Backend
 from maskpipe.durable import sync_directory
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
@@ -57,8 +60,19 @@ from maskpipe.shards.format import (
 )
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
 from maskpipe.shards.writer import publish
-from maskpipe.sources import Sources, open_sources
-from maskpipe.tasks import FitTask, find_map, find_write, map_task, run_fit, run_map, run_write, write_task
+from maskpipe.sources import Chunk, Sources, open_sources
+from maskpipe.tasks import (
+    BackendTask,
+    FitTask,
+    find_map,
+    find_write,
+    map_task,
+    run_backend,
+    run_fit,
+    run_map,
+    run_write,
+    write_task,
+)
 from maskpipe.template.spans import read_template
 from maskpipe.tokenizer import Tokenizer
 
@@ -83,6 +97,8 @@ class Prepared:
     rejects: list[dict[str, Any]]
     """The first rejected record of each reason, and some more: source, row, reason, message."""
     seconds: float = 0.0
+    backend: Backend = field(default_factory=Backend)
+    """Who computed the ids, and why it was not another one."""
 
     def __str__(self) -> str:
         return summary.of_dataset(self)
@@ -137,6 +153,8 @@ def prepare(
     """
     begun = time.monotonic()
     recipe, tokenizer = _resolve(recipe, tokenizer)
+    asked = recipe.tokenizer_backend
+    recipe = recipe.replace(tokenizer_backend="auto")  # who computes the ids is no part of what the dataset is
     final = Path(os.path.abspath(out))
     _refuse_taken(final, out)
     sources = open_sources(source, recipe, split=split)
@@ -144,16 +162,18 @@ def prepare(
     job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     partial = claim(final, job, identity, _published_names(tokenizer, recipe))
     try:
-        with Pool(count_workers(workers), tokenizer, recipe, limits) as pool:
+        with Pool(count_workers(workers), tokenizer, recipe.replace(tokenizer_backend=asked), limits) as pool:
             findings = [Finding(*pair) for _, found in pool.run("fit", run_fit, [FitTask()]) for pair in found]
             tally = Tally()
-            _map(pool, sources, partial, job, proof, tally, progress)
+            chunks, backend = _settle_backend(pool, sources.chunks())
+            _map(pool, chunks, backend, partial, job, proof, tally, progress)
             if not tally.documents:
                 raise _nothing_left(tally)
             shards = _write(pool, tally, partial, job, recipe, tokenizer)
             finished = {"attempts": dict(pool.attempts), "found": dict(pool.found), "faults": dict(pool.faults)}
         tally.counts.update(sources.counts)
         run = {
+            "backend": dataclasses.asdict(backend),
             "findings": [str(finding) for finding in findings],
             "tasks": finished,
             "tokenizer": tokenizer.name,
@@ -167,7 +187,8 @@ def prepare(
         raise _stopped(partial, error) from None
     finally:
         partial.close()
-    return Prepared(final, manifest, tally.counts, findings, tally.examples(), time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    return Prepared(final, manifest, tally.counts, findings, tally.examples(), seconds, backend)
 
 
 def dry_run(
@@ -333,7 +354,8 @@ class Tally:
 
 def _map(
     pool: Pool,
-    sources: Sources,
+    chunks: Iterator[Chunk],
+    backend: Backend,
     partial: Partial,
     job: str,
     proof: int | None,
@@ -341,12 +363,27 @@ def _map(
     progress: Progress | None,
 ) -> None:
     """Takes results in the order of the chunks, with at most a few chunks in memory at a time."""
-    tasks = (map_task(partial.path, job, chunk, proof) for chunk in sources.chunks())
+    # What another backend has finished is not taken over: should they differ, it is found out one text in so many.
+    tasks = (map_task(partial.path, f"{job} {backend.used}", chunk, proof) for chunk in chunks)
     for _, name in pool.run("map", run_map, tasks, lambda task: find_map(task, pool.limits)):
         result = commit.get(partial.commits, name)
         tally.add(name, result["stage"]["file"], Mapped.from_dict(result["mapped"]))
         if progress is not None:
             progress(tally.records, tally.bytes, tally.records - tally.kept)
+
+
+def _settle_backend(pool: Pool, chunks: Iterator[Chunk]) -> tuple[Iterator[Chunk], Backend]:
+    """The chunks, and who computes the ids of all of them: proved on a sample of the first one. Under `auto` one chunk
+    alone does not pay for loading another backend."""
+    first = list(itertools.islice(chunks, 2))
+    backend = Backend(used=pool.recipe.tokenizer_backend)
+    if pool.recipe.tokenizer_backend == "auto":
+        backend = Backend(reason="the input is small")
+    if first and (len(first) == 2 or pool.recipe.tokenizer_backend == "fastokens"):
+        for _, found in pool.run("backend", run_backend, [BackendTask(first[0])]):
+            backend = Backend(**found)
+    pool.recipe = pool.recipe.replace(tokenizer_backend=backend.used)  # of the workers that are yet to start
+    return itertools.chain(first, chunks), backend
 
 
 def _nothing_left(tally: Tally) -> RecordError:

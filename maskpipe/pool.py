@@ -83,7 +83,7 @@ class Pool:
         self.lost: list[int] = []
         """Process ids of workers that were lost."""
         self._tokenizer = tokenizer
-        self._recipe = recipe
+        self.recipe = recipe
         self.limits = limits or Limits()
         self._here: Encoder | None = None
         self._team: list[_Worker] = []
@@ -145,7 +145,7 @@ class Pool:
         self, kind: str, function: Function, tasks: Iterable[Task], find: Callable[[Any], Any | None]
     ) -> Iterator[tuple[Any, Any]]:
         if self._here is None:
-            self._here = Encoder(self._tokenizer, self._recipe)
+            self._here = Encoder(self._tokenizer, self.recipe)
         for task in tasks:
             found = find(task)
             if found is not None:
@@ -166,7 +166,7 @@ class Pool:
                 return worker
         if len(self._team) == self.workers:
             return None
-        self._team.append(_Worker(self._tokenizer, self._recipe, self.limits))
+        self._team.append(_Worker(self._tokenizer, self.recipe, self.limits))
         return self._team[-1]
 
     def _wait(self) -> Iterator[tuple[_Job, Any]]:

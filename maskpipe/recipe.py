@@ -58,8 +58,9 @@ class Recipe:
     """Control-token text inside content: encoded as ordinary text, refused, or kept as the control token."""
     control_tokens_allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Per role, control tokens that its content may own, such as {"assistant": ["<think>", "</think>"]}."""
-    tokenizer_backend: Literal["auto", "tokenizers"] = "auto"
-    """Who computes the ids; the ids are the same with all of them."""
+    tokenizer_backend: Literal["auto", "tokenizers", "fastokens"] = "auto"
+    """Who computes the ids; they are the same with all.
+    auto: fastokens where it is installed, proved equal, and pays."""
 
     on_too_long: Literal["refuse", "drop", "truncate", "split"] = "truncate"
     """Documents longer than a sequence: an error, dropped, cut at a turn border (chats), or split (text only)."""
@@ -160,7 +161,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "null_content": ("keep", "empty"),
     "content_parts": ("keep", "join"),
     "control_tokens_in_content": ("text", "refuse", "keep"),
-    "tokenizer_backend": ("auto", "tokenizers"),
+    "tokenizer_backend": ("auto", "tokenizers", "fastokens"),
     "on_too_long": ("refuse", "drop", "truncate", "split"),
     "packing": ("best_fit", "first_fit", "concat_split", "none"),
     "on_bad_record": ("stop", "reject"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,37 @@ def map_chunk(encoder: Encoder, chunk: Chunk, sink: Any, proof: int | None, guar
     return out
 
 
+def sample_texts(encoder: Encoder, chunk: Chunk, most: int, guard: Guard = UNGUARDED) -> list[str]:
+    """The first texts of the chunk that go to the tokenizer, together about `most` bytes."""
+    out: list[str] = []
+    left = most
+    for row, record in chunk.records(_judge(chunk, guard)):
+        if left <= 0:
+            break
+        try:
+            if isinstance(record, RecordError):
+                continue
+            items = _parsed(record, encoder.recipe, chunk, row).items
+        except RecordError:
+            continue  # add_records comes to it again, and says so
+        for item in items:
+            texts = encoder.texts(item)
+            out += texts
+            left -= sum(len(text.encode()) for text in texts)
+    guard.leave()
+    return out
+
+
+def _judge(chunk: Chunk, guard: Guard) -> Callable[[int, int], RecordError | None]:
+    """Asked before a record is touched: why it must not be."""
+
+    def judge(row: int, size: int) -> RecordError | None:
+        refused = guard.enter(row, size)
+        return None if refused is None else RecordError(f"{chunk.place(row)}: {refused}", refused.reason)
+
+    return judge
+
+
 def add_records(
     encoder: Encoder,
     chunk: Chunk,
@@ -105,13 +137,8 @@ def add_records(
     guard: Guard = UNGUARDED,
 ) -> None:
     """Adds what becomes of a chunk's records to `out`."""
-
-    def judge(row: int, size: int) -> RecordError | None:
-        refused = guard.enter(row, size)
-        return None if refused is None else RecordError(f"{chunk.place(row)}: {refused}", refused.reason)
-
     documents = []
-    for row, record in chunk.records(judge):
+    for row, record in chunk.records(_judge(chunk, guard)):
         if limit is not None and limit <= 0:
             break
         limit = None if limit is None else limit - 1

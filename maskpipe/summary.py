@@ -39,6 +39,7 @@ def of_dataset(prepared: Prepared) -> str:
         _packing_line(totals, manifest, counts),
         *_fact_lines(counts),
         *_finding_lines(prepared.findings),
+        *([f"ids       by tokenizers: {prepared.backend.reason}"] if prepared.backend.refused else []),
         *_reject_lines(manifest.records, manifest.rejected, prepared.rejects, f"list in {prepared.path}/rejects.jsonl"),
         *_dropped_lines(manifest, prepared.path),
         *_proof_lines(counts),

@@ -9,19 +9,21 @@ times: a finished one is found by its record and not done again.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from maskpipe import commit
+from maskpipe.backends import SAMPLE_BYTES
 from maskpipe.durable import HashingFile, place, temporary
 from maskpipe.encoder import Encoder
 from maskpipe.errors import TemplateError
 from maskpipe.fit import check_fit
 from maskpipe.guard import Guard, Limits
 from maskpipe.partitions import ShardPlan
-from maskpipe.records import map_chunk
+from maskpipe.records import map_chunk, sample_texts
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.writer import write_shard
 from maskpipe.sources import Chunk
@@ -31,6 +33,13 @@ class FitTask(NamedTuple):
     """Do template and tokenizer fit each other? Rendering is done by workers only: a template may hang."""
 
     name: str = "fit"
+
+
+class BackendTask(NamedTuple):
+    """Who computes the ids? Settled once for a run, on the first of its chunks."""
+
+    chunk: Chunk
+    name: str = "backend"
 
 
 class MapTask(NamedTuple):
@@ -104,6 +113,13 @@ def run_fit(encoder: Encoder, task: FitTask, guard: Guard) -> list[list[str]]:
     if refused is not None:
         raise TemplateError(f"the chat template cannot be used: on a chat of two short messages, {refused}")
     return [[finding.code, finding.text] for finding in check_fit(encoder)]
+
+
+def run_backend(encoder: Encoder, task: BackendTask, guard: Guard) -> dict[str, Any]:
+    """The fields of a Backend, which this worker's encoder then uses. TokenizerError or UsageError when the recipe asks
+    for one that cannot be used."""
+    texts = sample_texts(encoder, task.chunk, SAMPLE_BYTES, guard)
+    return dataclasses.asdict(encoder.choose_backend(texts))
 
 
 def run_map(encoder: Encoder, task: MapTask, guard: Guard) -> str:

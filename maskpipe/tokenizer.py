@@ -269,6 +269,7 @@ class Tokenizer:
             if token.content not in contents:
                 contents.add(token.content)
                 wanted.append(token)
+        self._has_more_tokens = bool(wanted)
         if wanted:
             self._library.add_tokens(wanted)
 
@@ -362,6 +363,10 @@ class Tokenizer:
         return _in_characters(text, raw, [o for o in accepted if o.token.content in self.control])
 
     # Encoding
+
+    def library_json(self) -> str:
+        """tokenizer.json of this tokenizer, with the tokens that the settings add."""
+        return self._library.to_str() if self._has_more_tokens else self.files["tokenizer.json"].decode()
 
     def ids(self, texts: Sequence[str]) -> list[Int32]:
         """The ids of each text, taken whole, as the library makes them; control tokens wherever their text stands."""

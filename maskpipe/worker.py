@@ -33,6 +33,7 @@ def work(
     """Runs tasks until the driver closes the pipe, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver is interrupted, and ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core: threads inside would fight for it
+    os.environ["RAYON_NUM_THREADS"] = "1"  # the same, for fastokens
     guard = Guard(limits, note)
     guard.start()
     encoder: Encoder | Exception

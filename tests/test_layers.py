@@ -9,12 +9,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskpipe"
 LAYERS = [
-    {"errors", "_core"},
+    {"errors", "_core", "proof_texts"},
     {"commit", "durable", "roles", "strict_json", "strict_yaml"},
     {"document", "recipe", "demo_data", "vocabulary"},
     {"chat", "policy", "added_tokens"},
     {"sources", "template", "tokenizer"},
-    {"encoder", "guard", "pack", "partitions"},
+    {"backends", "encoder", "guard", "pack", "partitions"},
     {"fit", "partial", "pool", "rules", "shards", "worker"},
     {"digests"},
     {"summary", "card", "stats", "exports", "explain", "branches", "records", "tasks"},
