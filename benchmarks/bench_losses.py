@@ -108,7 +108,7 @@ def problem(variant: str, share: float, n: int, size: int, vocabulary: int, dtyp
         hidden.grad = weight.grad = None
         loss = forward()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
