@@ -28,6 +28,7 @@ def of(manifest: Manifest, counts: Counter[str]) -> str:
     objective = manifest.recipe["objective"]
     sources = [(f"`{_code(s.name)}`", f"{s.records:,}", f"`{s.sha256}`") for s in manifest.sources]
     rejected = sum(manifest.rejected.values())
+    elsewhere = _reasons(manifest.rejected) + _left_out(manifest.left_out)
     share = f"{100 * totals.n_loss / totals.n_tokens:.1f} %" if totals.n_tokens else "0 %"
     return f"""{header(totals.sequences, ("maskpipe", objective), "arrow", "part-*.arrow")}
 # {totals.sequences:,} packed sequences of {length:,} tokens
@@ -44,7 +45,7 @@ positions are filled.
 
 {_table(("source", "records", "SHA-256"), sources)}
 
-{manifest.records:,} records read = {manifest.records_kept:,} kept + {rejected:,} rejected{_reasons(manifest.rejected)}.
+{manifest.records:,} records read = {manifest.records_kept:,} kept + {rejected:,} rejected{elsewhere}.
 {_counted(counts)}
 
 ## How to read it
@@ -102,6 +103,11 @@ def _roles(tokens: Mapping[str, int], loss: Mapping[str, int]) -> list[tuple[str
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     rule = tuple("---" if k == 0 else "---:" for k in range(len(head)))
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def _left_out(reasons: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in sorted(reasons.items()))
+    return f" + {sum(reasons.values()):,} left out ({shown})" if shown else ""
 
 
 def _reasons(rejected: Mapping[str, int]) -> str:

@@ -208,7 +208,8 @@ def verify(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *
     from maskpipe import summary
     from maskpipe.shards.verify import verify as check
 
-    if not any((Path(out) / name).exists() for name in ("manifest.json", "manifest.sha256")):
+    there = ("manifest.json", "manifest.sha256", "train/manifest.json")
+    if not any((Path(out) / name).exists() for name in there):
         raise UsageError(f"{out}: no dataset here (no manifest.json); name the directory that `maskpipe prepare` made")
     try:
         verified = check(out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -106,6 +107,7 @@ def merge(datasets: Sequence[str | Path], new: str | Path, *, allow_repeats: boo
                 like=parts[0],
                 sources=[source for part in parts for source in part.manifest.sources],
                 records_kept=sum(part.manifest.records_kept for part in parts),
+                left_out=sum((Counter(part.manifest.left_out) for part in parts), Counter[str]()),
                 rejects=rejects,
                 dropped=dropped,
                 chunks=chunks,
@@ -134,6 +136,11 @@ def append(
     refuse_taken(new)
     with open_dataset(out) as dataset:
         recipe = Recipe.from_dict(dataset.manifest.recipe, where=str(dataset.path / RECIPE))
+        if recipe.deduplicate or recipe.validation:
+            raise UsageError(
+                f"{out}: its recipe compares all records with each other (deduplicate, validation), so new ones cannot "
+                "be put behind them; prepare all sources together"
+            )
         require_chunks(dataset, read_chunks(dataset.path, dataset.manifest))
     more = Path(f"{os.path.abspath(new)}.more-{os.getpid()}")
     prepare(source, more, tokenizer=Tokenizer.load(out), recipe=recipe, split=split, workers=workers, progress=progress)

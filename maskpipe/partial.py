@@ -35,12 +35,14 @@ SUFFIX = ".partial"
 JOB, LOCK, STOPPED = "job.json", "lock", "stopped"
 _VERSION = 1
 _OURS = {
-    "": re.compile(rf"{re.escape(JOB)}|{LOCK}|{STOPPED}|(?:rejects|dropped|chunks)\.jsonl"),
+    "": re.compile(rf"{re.escape(JOB)}|{LOCK}|{STOPPED}|(?:rejects|dropped|chunks|duplicates)\.jsonl"),
     "stage": re.compile(rf"{NAME.pattern}-[0-9a-f]{{16}}\.arrow"),
     "commits": re.compile(rf"{NAME.pattern}\.json"),
     "dataset": SHARD_NAME,
+    "dataset/train": SHARD_NAME,
+    "dataset/validation": SHARD_NAME,
 }
-"""Our files by folder. dataset/ also holds what publish writes: the files that job.json names."""
+"""Our files by folder. dataset/ and its sides also hold what publish writes: the files that job.json names."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ class Partial:
         """No task is finished."""
         return not any(NAME.fullmatch(path.stem) for path in self.commits.iterdir())
 
-    def clear_dataset(self, keep: set[str]) -> None:
-        """Takes away what a run that was killed while publishing, or that planned other shards, left in dataset/."""
+    def clear_dataset(self, keep: set[str], side: str = "") -> None:
+        """Takes away what a run that was killed while publishing, or that planned other shards, left in dataset/ or in
+        one side of it."""
         for path in list_contents(self.path).ours:
-            if path.parent == self.dataset and path.name not in keep:
+            if path.parent == self.dataset / side and path.name not in keep:
                 path.unlink()
 
     def stop(self, why: str) -> None:
@@ -153,15 +156,15 @@ def list_contents(path: Path) -> Contents:
         published = frozenset((read_job(path) or {}).get("files", ()))
     except UsageError:
         published = frozenset()
-    for folder in ("", "stage", "commits", "dataset"):
+    for folder in _OURS:
         inside = path / folder
         if folder and (inside.is_symlink() or not inside.is_dir()):
             continue
         for entry in sorted(os.scandir(inside), key=lambda entry: entry.name):
-            if not folder and entry.name in _OURS and entry.is_dir(follow_symlinks=False):
+            if f"{folder}/{entry.name}".strip("/") in _OURS and entry.is_dir(follow_symlinks=False):
                 continue
             known = bool(_OURS[folder].fullmatch(entry.name) or TEMPORARY.fullmatch(entry.name))
-            known = known or (folder == "dataset" and entry.name in published)
+            known = known or (folder.startswith("dataset") and entry.name in published)
             (ours if known and entry.is_file(follow_symlinks=False) else foreign).append(Path(entry.path))
     return Contents(ours, foreign)
 
@@ -259,9 +262,10 @@ def _remove_ours(path: Path) -> None:
     for file in list_contents(path).ours:
         if file not in last and file != path / LOCK:
             file.unlink(missing_ok=True)
-    for folder in ("stage", "commits", "dataset"):
+    for folder in reversed(_OURS):
         with suppress(OSError):
-            (path / folder).rmdir()
+            if folder:
+                (path / folder).rmdir()
     for file in last:
         file.unlink(missing_ok=True)
 

@@ -22,16 +22,21 @@ PARTITION_TOKENS = 1 << 25
 PARTITION_SEQUENCES = 1000
 FULL = 0.95
 """A row filled less is packed again with the others like it, across partitions."""
-SHARD_BYTES = 1 << 28
 
 Int64 = npt.NDArray[np.int64]
 
 
 class Stage(NamedTuple):
-    """A stage file and the lengths of its documents."""
+    """Documents of a stage file, and their lengths."""
 
     name: str
     lengths: npt.NDArray[np.int32]  # [documents]
+    rows: npt.NDArray[np.int32] | None = None
+    """[documents] Which ones of the file; None: all."""
+
+    def of(self, inside: Int64) -> Int64:
+        """These of the documents, as rows of the file."""
+        return inside if self.rows is None else self.rows[inside].astype(np.int64)
 
 
 class ShardPlan(NamedTuple):
@@ -51,14 +56,16 @@ def plan_shards(stages: Sequence[Stage], recipe: Recipe) -> Iterator[ShardPlan]:
         if len(partitions) > 1 and recipe.packing in ("best_fit", "first_fit"):
             pieces, documents = _set_apart(pieces, lengths, recipe.sequence_length)
             left += _by_stage(partition, documents)
-        whole: list[tuple[str, Int64 | None]] = [(stage.name, None) for stage in partition]
+        whole: list[tuple[str, Int64 | None]] = [
+            (stage.name, None if stage.rows is None else stage.rows.astype(np.int64)) for stage in partition
+        ]
         for one in _shards_of(pieces, recipe):
             yield ShardPlan(whole, one)
     if left:
         lengths = np.concatenate([stage.lengths[rows] for stage, rows in left])
         pieces = plan(lengths, recipe.sequence_length, recipe.packing)
         for one in _shards_of(pieces, recipe):
-            yield _narrowed([(stage.name, rows) for stage, rows in left], one)
+            yield _narrowed([(stage.name, stage.of(rows)) for stage, rows in left], one)
 
 
 def _narrowed(stages: list[tuple[str, Int64]], pieces: Pieces) -> ShardPlan:
@@ -114,8 +121,8 @@ def _by_stage(partition: list[Stage], documents: Int64) -> list[tuple[Stage, Int
 
 
 def _shards_of(pieces: Pieces, recipe: Recipe) -> Iterator[Pieces]:
-    """The plan cut into shards of at most SHARD_BYTES of ids."""
-    rows = max(1, SHARD_BYTES // (4 * recipe.sequence_length))
+    """The plan cut into shards of at most `shard_size` of ids."""
+    rows = max(1, recipe.shard_bytes // (4 * recipe.sequence_length))
     for first in range(0, pieces.rows, rows):
         offsets = pieces.row_offsets[first : first + rows + 1]
         begin, end = int(offsets[0]), int(offsets[-1])

@@ -2,7 +2,8 @@
 
     P0 read      sources ─▶ chunks of about 4 MiB of records, the same for any number of workers
     P1 map       chunk ─▶ documents, in a pool of processes; one stage file per chunk
-    P2 plan      lengths ─▶ rows, partition by partition, and one pass over the rows that stayed badly filled
+    P2 plan      which documents go where (selection.py); lengths ─▶ rows, partition by partition, and one pass over the
+                 rows that stayed badly filled
     P3 write     rows ─▶ shards, in the pool
     P4 publish   the ledger must add up; the manifest is last; the whole directory appears under its name at once
 
@@ -25,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,25 @@ import numpy as np
 import maskpipe
 from maskpipe import card, commit, summary
 from maskpipe.backends import Backend
-from maskpipe.durable import sync_directory
+from maskpipe.durable import make_directory, sync_directory
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.fit import Finding, check_fit
 from maskpipe.guard import Limits
+from maskpipe.keys import are_needed
 from maskpipe.pack import plan
 from maskpipe.partial import Partial, claim
 from maskpipe.partitions import Stage, plan_shards
 from maskpipe.pool import Pool, count_workers
 from maskpipe.recipe import Recipe
 from maskpipe.records import Mapped, add_records, new_batch
+from maskpipe.selection import TOKENS_REPEATED, ChunkDocuments, ChunkKeys, Selection, Side, check_sides
 from maskpipe.shards.chunks import chunk_lines
 from maskpipe.shards.format import (
     CARD_FILE,
     CHUNKS,
     DROPPED,
+    DUPLICATES,
     FORMAT_VERSION,
     LABEL_VERSION,
     MANIFEST,
@@ -99,6 +103,8 @@ class Prepared:
     seconds: float = 0.0
     backend: Backend = field(default_factory=Backend)
     """Who computed the ids, and why it was not another one."""
+    validation: Manifest | None = None
+    """Of the other side, where the recipe splits: `manifest` is then that of `path`/train."""
 
     def __str__(self) -> str:
         return summary.of_dataset(self)
@@ -145,7 +151,8 @@ def prepare(
 
     workers: processes, by default one per core; the bytes do not depend on it. With 0 all is done in this process,
     where nothing limits what a template or a record may cost. limits: what one record may cost before it is rejected.
-    proof: prove the provenance of this many conversations by shadow rendering, -1 for all.
+    proof: prove the provenance of this many conversations by shadow rendering, -1 for all. With `validation` in the
+    recipe, `out` holds two datasets, train and validation.
 
     Raises UsageError, RecordError (a bad record, unless the recipe rejects those), TokenizerError, TemplateError,
     DatasetError, or MaskpipeError for a disk that is full or fails; then nothing is published, and what is finished
@@ -169,7 +176,8 @@ def prepare(
             _map(pool, chunks, backend, partial, job, proof, tally, progress)
             if not tally.documents:
                 raise _nothing_left(tally)
-            shards = _write(pool, tally, partial, job, recipe, tokenizer)
+            sides = _select(tally, partial, recipe, sources)
+            shards = [_write(pool, side, partial, job, recipe, tokenizer) for side in sides]
             finished = {"attempts": dict(pool.attempts), "found": dict(pool.found), "faults": dict(pool.faults)}
         tally.counts.update(sources.counts)
         run = {
@@ -179,7 +187,10 @@ def prepare(
             "tokenizer": tokenizer.name,
             "workers": pool.workers,
         }
-        manifest = _publish(partial, tally, shards, sources, tokenizer, recipe, run, begun)
+        manifests = [
+            _publish(partial, tally, side, written, sources, tokenizer, recipe, run, begun)
+            for side, written in zip(sides, shards, strict=True)
+        ]
         os.rename(partial.dataset, final)
         sync_directory(final.parent)
         partial.remove()
@@ -187,8 +198,9 @@ def prepare(
         raise _stopped(partial, error) from None
     finally:
         partial.close()
+    counts = tally.counts + sum(sides[0].counts, Counter[str]())
     seconds = time.monotonic() - begun
-    return Prepared(final, manifest, tally.counts, findings, tally.examples(), seconds, backend)
+    return Prepared(final, manifests[0], counts, findings, tally.examples(), seconds, backend, *manifests[1:])
 
 
 def dry_run(
@@ -217,6 +229,7 @@ def dry_run(
         ended = chunk.count <= left
         add_records(encoder, chunk, total, lengths, None, left, proof)
     tally.add_counts(total)
+    total.counts.update({f"records_{reason}": n for reason, n in total.left_out.items()})
     rows = plan(lengths, recipe.sequence_length, recipe.packing).rows if lengths else 0
     return Trial(
         records=total.records, kept=total.kept, counts=total.counts, documents=len(lengths), tokens=sum(lengths),
@@ -273,6 +286,7 @@ def _identity(recipe: Recipe, tokenizer: Tokenizer, sources: Sources, split: str
 
 def _published_names(tokenizer: Tokenizer, recipe: Recipe) -> list[str]:
     template = [] if recipe.chat_template is None else [TEMPLATE]
+    template += [DUPLICATES] if recipe.deduplicate else []
     return [MANIFEST, MANIFEST_HASH, RECIPE, REJECTS, DROPPED, CHUNKS, CARD_FILE, RUN_FILE, *template, *tokenizer.files]
 
 
@@ -323,13 +337,18 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     role_names: set[str] = field(default_factory=set)
+    keys: list[ChunkKeys] = field(default_factory=list)
+    """Per chunk, if the recipe needs them."""
+    selection: Selection | None = None
     _firsts: dict[str, dict[str, Any]] = field(default_factory=dict)
     _others: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, task: str, file: str, part: Mapped) -> None:
         self.tasks.append(task)
         self.stages.append(Stage(file, part.lengths))
+        self.keys.append(ChunkKeys(part.source, part.first_row, part.keys.reshape(-1, 2), part.key_rows))
         self.add_counts(part)
 
     def add_counts(self, part: Mapped) -> None:
@@ -342,6 +361,7 @@ class Tally:
         self.counts.update(part.counts)
         self.rejected.update(entry["reason"] for entry in part.rejects)
         self.dropped.update(entry["policy"] for entry in part.dropped)
+        self.left_out.update(part.left_out)
         self.role_names |= part.role_names
         for entry in part.rejects:
             if self._firsts.setdefault(entry["reason"], entry) is not entry and len(self._others) < EXAMPLES:
@@ -369,7 +389,7 @@ def _map(
         result = commit.get(partial.commits, name)
         tally.add(name, result["stage"]["file"], Mapped.from_dict(result["mapped"]))
         if progress is not None:
-            progress(tally.records, tally.bytes, tally.records - tally.kept)
+            progress(tally.records, tally.bytes, sum(tally.rejected.values()))
 
 
 def _settle_backend(pool: Pool, chunks: Iterator[Chunk]) -> tuple[Iterator[Chunk], Backend]:
@@ -398,15 +418,34 @@ def _nothing_left(tally: Tally) -> RecordError:
 # -- P2 and P3: plan and write
 
 
-def _write(pool: Pool, tally: Tally, partial: Partial, job: str, recipe: Recipe, tokenizer: Tokenizer) -> ShardRecords:
+def _select(tally: Tally, partial: Partial, recipe: Recipe, sources: Sources) -> list[Side]:
+    """The datasets to write: one, or train and validation."""
+    if not are_needed(recipe):
+        return [Side("", tally.stages, tally.kept, Counter(), [Counter() for _ in tally.stages])]
+
+    def documents(number: int) -> ChunkDocuments:
+        part = Mapped.from_dict(commit.get(partial.commits, tally.tasks[number])["mapped"])
+        return ChunkDocuments(tally.stages[number].name, part.lengths, part.document_keys)
+
+    tally.selection = Selection(tally.keys, recipe, sources.weights)
+    sides = tally.selection.sides(documents)
+    check_sides(sides, recipe)
+    for side in sides:
+        if side.name:
+            make_directory(partial.dataset / side.name)
+    return sides
+
+
+def _write(pool: Pool, side: Side, partial: Partial, job: str, recipe: Recipe, tokenizer: Tokenizer) -> ShardRecords:
     settings = {
         "sequence_length": recipe.sequence_length,
         "pad_id": tokenizer.pad_id,
         "vocab_size": tokenizer.vocab_size,
         "recipe_fingerprint": recipe.fingerprint(),
     }
-    plans = enumerate(plan_shards(tally.stages, recipe))
-    tasks = (write_task(partial.path, job, number, shard, settings) for number, shard in plans)
+    plans = enumerate(plan_shards(side.stages, recipe))
+    folder = str((partial.dataset / side.name).relative_to(partial.path))
+    tasks = (write_task(partial.path, job, folder, number, shard, settings) for number, shard in plans)
     return ShardRecords(partial.commits, [name for _, name in pool.run("write", run_write, tasks, find_write)])
 
 
@@ -430,6 +469,7 @@ class ShardRecords(Sequence[ShardRecord]):
 def _publish(
     partial: Partial,
     tally: Tally,
+    side: Side,
     shards: ShardRecords,
     sources: Sources,
     tokenizer: Tokenizer,
@@ -437,12 +477,20 @@ def _publish(
     run: dict[str, Any],
     begun: float,
 ) -> Manifest:
+    def chunk(number: int, part: Mapped) -> bytes:
+        entry = part.entry
+        return chunk_lines([replace(entry, counts=Counter(entry.counts) + side.counts[number])])
+
     files: dict[str, bytes | Path] = {
         **tokenizer.files,
-        REJECTS: _gathered(partial, tally, REJECTS, lambda part: json_lines(part.rejects)),
-        DROPPED: _gathered(partial, tally, DROPPED, lambda part: json_lines(part.dropped)),
-        CHUNKS: _gathered(partial, tally, CHUNKS, lambda part: chunk_lines([part.entry])),
+        REJECTS: _gathered(partial, tally, REJECTS, lambda number, part: json_lines(part.rejects)),
+        DROPPED: _gathered(partial, tally, DROPPED, lambda number, part: json_lines(part.dropped)),
+        CHUNKS: _gathered(partial, tally, CHUNKS, chunk),
     }
+    if recipe.deduplicate and tally.selection is not None:
+        files[DUPLICATES] = partial.path / DUPLICATES
+        with (partial.path / DUPLICATES).open("wb") as file:
+            file.writelines(json_lines([duplicate._asdict()]) for duplicate in tally.selection.duplicates())
     if recipe.chat_template is not None:
         files[TEMPLATE] = recipe.chat_template.encode()
     manifest = Manifest.build(
@@ -451,51 +499,53 @@ def _publish(
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
         sources=[Source(origin.name, origin.sha256, origin.records) for origin in sources.origins],
-        records_kept=tally.kept,
+        records_kept=side.kept,
         rejected=tally.rejected,
+        left_out=tally.left_out + side.left_out,
         dropped=tally.dropped,
         files=files,
         role_names=sorted(tally.role_names),
     )
-    _check_ledger(manifest, tally)
+    counts = tally.counts + sum(side.counts, Counter[str]())
+    _check_ledger(manifest, tally, counts)
     run = {
         **run,
-        "counts": dict(sorted(tally.counts.items())),
+        "counts": dict(sorted(counts.items())),
         "machine": platform.platform(),
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - begun, 1),
         "versions": _versions(),
     }
-    partial.clear_dataset({shard.name for shard in manifest.shards})
-    publish(partial.dataset, manifest, files=files, card=card.of(manifest, tally.counts), run=run)
+    partial.clear_dataset({shard.name for shard in manifest.shards}, side.name)
+    publish(partial.dataset / side.name, manifest, files=files, card=card.of(manifest, counts), run=run)
     return manifest
 
 
-def _gathered(partial: Partial, tally: Tally, name: str, lines: Callable[[Mapped], bytes]) -> Path:
+def _gathered(partial: Partial, tally: Tally, name: str, lines: Callable[[int, Mapped], bytes]) -> Path:
     """A file of lines from all chunks, gathered from their commits one at a time."""
     path = partial.path / name
     with path.open("wb") as file:
-        for task in tally.tasks:
-            file.write(lines(Mapped.from_dict(commit.get(partial.commits, task)["mapped"])))
+        for number, task in enumerate(tally.tasks):
+            file.write(lines(number, Mapped.from_dict(commit.get(partial.commits, task)["mapped"])))
     return path
 
 
-def _check_ledger(manifest: Manifest, tally: Tally) -> None:
+def _check_ledger(manifest: Manifest, tally: Tally, counts: Counter[str]) -> None:
     """Every record and every token is in the shards or counted where it went."""
-    counts = tally.counts
-    records = manifest.records_kept + sum(manifest.rejected.values())
+    records = manifest.records_kept + sum(manifest.rejected.values()) + sum(manifest.left_out.values())
     if records != manifest.records:
         raise MaskpipeError(f"the ledger does not add up: {manifest.records:,} records read, {records:,} accounted for")
     gone = sum(
         count for name, count in counts.items() if name == "tokens_truncated" or name.startswith("tokens_dropped_")
     )
-    if manifest.totals.n_tokens + gone != counts["tokens"]:
+    repeated = counts[TOKENS_REPEATED]
+    if manifest.totals.n_tokens + gone != counts["tokens"] + repeated:
         raise MaskpipeError(
-            f"the ledger does not add up: {counts['tokens']:,} tokens made, {manifest.totals.n_tokens:,} in the shards "
-            f"and {gone:,} counted as cut or dropped"
+            f"the ledger does not add up: {counts['tokens']:,} tokens made and {repeated:,} repeated, "
+            f"{manifest.totals.n_tokens:,} in the shards and {gone:,} counted as cut or dropped"
         )
     loss = tally.loss_tokens
-    if manifest.totals.n_loss > loss:
+    if not repeated and manifest.totals.n_loss > loss:
         raise MaskpipeError(
             f"the ledger does not add up: {loss:,} loss tokens made, {manifest.totals.n_loss:,} in the shards"
         )

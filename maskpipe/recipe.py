@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,18 @@ class Recipe:
     """Column names of the data → the names maskpipe knows, such as {"dialog": "messages"}."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Role names of the data → the names the template knows, such as {"human": "user"}."""
+    source_caps: Mapping[str, int] = field(default_factory=dict)
+    """Source as it was named → how many of its records are taken, the first ones, such as {"chats.jsonl": 10000}."""
+    source_weights: Mapping[str, float] = field(default_factory=dict)
+    """Source as it was named → how often each of its records is taken: 0.25 a quarter of them, chosen by what they say;
+    2.5 all twice and half of them a third time."""
+    deduplicate: bool = False
+    """Keep the first of conversations that are alike in every message, tool and argument; the others are counted."""
+    validation: float = 0.0
+    """Share of the records set apart as OUT/validation, beside OUT/train: chosen by what they say, so the same ones
+    when the data grows, and identical conversations on one side. 0: no split."""
+    shard_size: str = "256MiB"
+    """How large a shard's ids may be: a number of bytes, or with KiB, MiB or GiB."""
 
     def __post_init__(self) -> None:
         if isinstance(self.train_on, str):
@@ -94,6 +107,7 @@ class Recipe:
                 raise UsageError(
                     f"{entry.name} must be one of {', '.join(choices)}; got {value!r}{_nearest(str(value), choices)}"
                 )
+        _ = self.shard_bytes
         if self.packing == "concat_split" and self.objective != "pretrain":
             raise UsageError(
                 "packing='concat_split' cuts documents, so it needs objective='pretrain'; chats are never cut"
@@ -102,6 +116,15 @@ class Recipe:
             raise UsageError(
                 "on_too_long='split' cuts documents, so it needs objective='pretrain'; chats are never cut"
             )
+
+    @property
+    def shard_bytes(self) -> int:
+        """`shard_size` in bytes."""
+        match = _SIZE.fullmatch(self.shard_size)
+        size = int(match[1]) * _UNITS[match[2]] if match else 0
+        if not match or not size:
+            raise UsageError(f"shard_size must be a number of bytes such as 256MiB or 1GiB; got {self.shard_size!r}")
+        return size
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -153,6 +176,10 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
 
+_SIZE = re.compile(r"([0-9]{1,15}) ?(|B|KiB|MiB|GiB)", re.ASCII)
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("sft", "pretrain", "preference"),
     "on_history_rewrite": ("split", "last", "accept", "refuse"),
@@ -178,6 +205,10 @@ _TYPES: dict[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
     "control_tokens_allowed": (Mapping, "a mapping of roles to lists of tokens"),
     "columns": (Mapping, "a mapping of column names"),
     "roles": (Mapping, "a mapping of role names"),
+    "source_caps": (Mapping, "a mapping of sources to whole numbers, 1 or more"),
+    "source_weights": (Mapping, "a mapping of sources to numbers above 0, at most 1000"),
+    "deduplicate": (bool, "true or false"),
+    "validation": ((int, float), "a number from 0 to below 1, such as 0.01"),
 }
 
 
@@ -188,6 +219,12 @@ def _check_type(name: str, value: Any) -> None:
         fits = fits and all(isinstance(word, str) for word in value)
     elif name in ("columns", "roles"):
         fits = fits and all(isinstance(word, str) for pair in value.items() for word in pair)
+    elif name == "source_caps":
+        fits = fits and all(isinstance(k, str) and type(n) is int and n >= 1 for k, n in value.items())
+    elif name == "source_weights":
+        fits = fits and all(isinstance(k, str) and type(n) in (int, float) and 0 < n <= 1000 for k, n in value.items())
+    elif name == "validation":
+        fits = fits and not isinstance(value, bool) and 0 <= value < 1
     elif name == "control_tokens_allowed":
         fits = fits and all(
             isinstance(tokens, list | tuple) and all(isinstance(token, str) for token in tokens)

@@ -26,6 +26,8 @@ _PAIRS = {
     "control_tokens_allowed": ("--allow-control", "ROLE=TOKEN", "'assistant=<think>'"),
     "columns": ("--map", "OLD=NEW", "dialog=messages"),
     "roles": ("--map-role", "OLD=NEW", "human=user"),
+    "source_caps": ("--source-cap", "SOURCE=N", "chats.jsonl=10000"),
+    "source_weights": ("--source-weight", "SOURCE=W", "web.jsonl=0.25"),
 }
 """Fields that are mappings: flag, form and an example of one entry."""
 
@@ -115,11 +117,16 @@ def _mapping(name: str, entries: list[str]) -> Mapping[str, Any]:
     flag, form, example = _PAIRS[name]
     out: dict[str, Any] = {}
     for entry in entries:
-        key, equals, value = entry.partition("=")
+        key, equals, value = entry.rpartition("=") if name.startswith("source_") else entry.partition("=")
         if not key or not equals or not value:
             raise UsageError(f"{flag} {entry}: expected {form}, such as {flag} {example}")
         if name == "chat_template_kwargs":
             out[key] = _json_or_text(value)
+        elif name.startswith("source_"):
+            try:
+                out[key] = int(value) if name == "source_caps" else float(value)
+            except ValueError:
+                raise UsageError(f"{flag} {entry}: {value!r} is no number") from None
         elif name == "control_tokens_allowed":
             out[key] = (*out.get(key, ()), value)
         else:

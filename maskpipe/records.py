@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from maskpipe.document import Document
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError
 from maskpipe.guard import UNGUARDED, Guard
+from maskpipe.keys import are_needed, as_numbers, in_share, key_of
 from maskpipe.recipe import Recipe
 from maskpipe.roles import ROLE_NAMES
 from maskpipe.shards.chunks import ChunkEntry
@@ -51,6 +53,14 @@ class Mapped:
     """Stretches of tokens with the same facts; counted by a dry run only."""
     source: int = 0
     first_row: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Records that the recipe does not take, by reason: beyond_cap, not_selected."""
+    keys: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """[2 * conversations] Keys (keys.py) of the conversations that have documents, if the recipe needs them."""
+    key_rows: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[conversations] Number of the record in the chunk."""
+    document_keys: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[documents] Number of the conversation."""
 
     @property
     def entry(self) -> ChunkEntry:
@@ -61,8 +71,9 @@ class Mapped:
         """For the commit record: nothing in it but what the records and the recipe decide."""
         return {
             **vars(self),
-            "lengths": pack_array(self.lengths),
+            **{name: pack_array(getattr(self, name)) for name in _ARRAYS},
             "counts": dict(self.counts),
+            "left_out": dict(self.left_out),
             "role_names": sorted(self.role_names),
         }
 
@@ -71,11 +82,15 @@ class Mapped:
         return Mapped(
             **{
                 **value,
-                "lengths": unpack_array(value["lengths"]),
+                **{name: unpack_array(value[name]) for name in _ARRAYS},
                 "counts": Counter(value["counts"]),
+                "left_out": Counter(value["left_out"]),
                 "role_names": set(value["role_names"]),
             }
         )
+
+
+_ARRAYS = ("lengths", "keys", "key_rows", "document_keys")
 
 
 def new_batch(size: int = 0) -> Mapped:
@@ -138,8 +153,12 @@ def add_records(
 ) -> None:
     """Adds what becomes of a chunk's records to `out`."""
     documents = []
-    for row, record in chunk.records(_judge(chunk, guard)):
+    keyed = are_needed(encoder.recipe)
+    keys, key_rows, document_keys = bytearray(), array("i"), array("i")
+    for row, record in chunk.records(_judge(chunk, guard)) if chunk.take != 0 else ():
         if limit is not None and limit <= 0:
+            break
+        if row - chunk.first_row == chunk.take:
             break
         limit = None if limit is None else limit - 1
         out.records += 1
@@ -154,7 +173,12 @@ def add_records(
                 ) from None
             _reject(out, chunk, row, error)
             continue
-        encoded = encode_all(encoder, parsed).encoded
+        own = [key_of(item) for item in parsed.items] if keyed or chunk.share < 1 else []
+        if chunk.share < 1 and not in_share(own, chunk.share):
+            out.left_out["not_selected"] += 1
+            continue
+        branches = encode_all(encoder, parsed)
+        encoded = branches.encoded
         out.counts.update(encoded.counts)
         out.dropped += [
             {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
@@ -163,6 +187,12 @@ def add_records(
             _reject(out, chunk, row, RecordError(f"{chunk.place(row)}: {encoded.refused}", encoded.refused.reason))
             continue
         out.kept += 1
+        if keyed:
+            used = sorted(set(branches.of))
+            place = {number: len(key_rows) + k for k, number in enumerate(used)}
+            document_keys.extend(place[number] for number in branches.of)
+            key_rows.extend([row - chunk.first_row] * len(used))
+            keys += b"".join(own[number] for number in used)
         out.loss_tokens += sum(int(document.loss_mask.sum()) for document in encoded.documents)
         lengths += [len(document) for document in encoded.documents]
         for item in parsed.items:
@@ -181,6 +211,11 @@ def add_records(
     guard.leave()
     if writer is not None and documents:
         writer.write_table(documents_to_table(documents))
+    if 0 <= chunk.take < chunk.count and limit is None:
+        out.records += chunk.count - chunk.take
+        out.left_out["beyond_cap"] += chunk.count - chunk.take
+    out.keys = as_numbers(bytes(keys)).reshape(-1)
+    out.key_rows, out.document_keys = np.array(key_rows, np.int32), np.array(document_keys, np.int32)
     out.counts.update(chunk.counts)
 
 

@@ -116,7 +116,8 @@ def repack(
             shards = list(_write(partial.dataset, stages, recipe, dataset.manifest))
             manifest = publish_derived(
                 partial.dataset, shards, recipe=recipe, like=dataset, sources=dataset.manifest.sources,
-                records_kept=dataset.manifest.records_kept, rejects=listed(dataset, REJECTS),
+                records_kept=dataset.manifest.records_kept, left_out=dataset.manifest.left_out,
+                rejects=listed(dataset, REJECTS),
                 dropped=documents.dropped, chunks=documents.chunks, role_names=dataset.manifest.role_names,
                 run={"made_by": "repack", "from": dataset.manifest.fingerprint},
             )  # fmt: skip

@@ -71,6 +71,7 @@ class Stats:
                     "read": manifest.records,
                     "kept": manifest.records_kept,
                     "rejected": dict(sorted(manifest.rejected.items())),
+                    "left_out": dict(sorted(manifest.left_out.items())),
                 },
                 "dropped": dict(sorted(manifest.dropped.items())),
                 "other_roles": list(manifest.role_names),
@@ -152,8 +153,13 @@ def _stages(v: dict[str, Any]) -> Table:
 def _lines(v: dict[str, Any]) -> list[str]:
     records = v["records"]
     rejected = sum(records["rejected"].values())
-    lines = [f"records   {records['read']:,} read = {records['kept']:,} kept + {rejected:,} rejected"]
+    left_out = sum(records["left_out"].values())
+    lines = [
+        f"records   {records['read']:,} read = {records['kept']:,} kept + {rejected:,} rejected"
+        + (f" + {left_out:,} left out" if left_out else "")
+    ]
     lines += [f"          {n:,} {reason}" for reason, n in records["rejected"].items()]
+    lines += [f"          {n:,} {reason.replace('_', ' ')}" for reason, n in records["left_out"].items()]
     if v["verdicts"]:
         shown = ", ".join(f"{n:,} {name.replace('_', ' ').replace('+', ' and ')}" for name, n in v["verdicts"].items())
         lines.append(f"turns     {shown} (as documents list them; a split conversation's turns count in each)")

@@ -29,23 +29,26 @@ _SPOKEN = ("tokens",)
 def of_dataset(prepared: Prepared) -> str:
     """The summary of a finished dataset."""
     manifest, counts = prepared.manifest, prepared.counts
-    totals = manifest.totals
+    totals, other = manifest.totals, prepared.validation
     files = len(manifest.shards)
+    path = prepared.path if other is None else prepared.path / "train"
     lines = [
         f"prepared  {manifest.records_kept:,} record{_s(manifest.records_kept)} -> {totals.documents:,} "
         f"document{_s(totals.documents)} -> {totals.sequences:,} sequence{_s(totals.sequences)} of "
-        f"{manifest.sequence_length:,} in {files} shard{_s(files)} ({prepared.path}), {prepared.seconds:.1f} s",
+        f"{manifest.sequence_length:,} in {files} shard{_s(files)} ({path}), {prepared.seconds:.1f} s",
+        *_validation_lines(prepared.path, other),
         *_loss_lines(totals, manifest),
         _packing_line(totals, manifest, counts),
         *_fact_lines(counts),
         *_finding_lines(prepared.findings),
         *([f"ids       by tokenizers: {prepared.backend.reason}"] if prepared.backend.refused else []),
-        *_reject_lines(manifest.records, manifest.rejected, prepared.rejects, f"list in {prepared.path}/rejects.jsonl"),
-        *_dropped_lines(manifest, prepared.path),
+        *_reject_lines(manifest.records, manifest.rejected, prepared.rejects, f"list in {path}/rejects.jsonl"),
+        *_left_out_lines(manifest.left_out),
+        *_dropped_lines(manifest, path),
         *_proof_lines(counts),
         _checked_line(manifest, counts),
         *_counted_lines(counts),
-        f"next      maskpipe stats {shlex.quote(str(prepared.path))}",
+        f"next      maskpipe stats {shlex.quote(str(path))}",
     ]
     return "\n".join(lines)
 
@@ -93,7 +96,12 @@ def dataset_dict(prepared: Prepared) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "sequence_length": manifest.sequence_length,
         "shards": len(manifest.shards),
-        "records": {"read": manifest.records, "kept": manifest.records_kept, "rejected": dict(manifest.rejected)},
+        "records": {
+            "read": manifest.records,
+            "kept": manifest.records_kept,
+            "rejected": dict(manifest.rejected),
+            "left_out": dict(manifest.left_out),
+        },
         "dropped": dict(manifest.dropped),
         "sequences": totals.sequences,
         "documents": totals.documents,
@@ -106,6 +114,19 @@ def dataset_dict(prepared: Prepared) -> dict[str, Any]:
         "findings": _findings(prepared.findings),
         "rejects": prepared.rejects,
         "seconds": round(prepared.seconds, 3),
+        **({} if prepared.validation is None else {"validation": _validation_dict(prepared.validation)}),
+    }
+
+
+def _validation_dict(manifest: Manifest) -> dict[str, Any]:
+    totals = manifest.totals
+    return {
+        "fingerprint": manifest.fingerprint,
+        "records_kept": manifest.records_kept,
+        "sequences": totals.sequences,
+        "documents": totals.documents,
+        "tokens": totals.n_tokens,
+        "loss_tokens": totals.n_loss,
     }
 
 
@@ -230,6 +251,24 @@ def _reject_lines(records: int, rejected: Mapping[str, int], examples: list[dict
     return [*lines, "          maskpipe explain SOURCE --row N --tokenizer T says more about one"]
 
 
+def _validation_lines(path: Path, other: Manifest | None) -> list[str]:
+    if other is None:
+        return []
+    totals, kept, files = other.totals, other.records_kept, len(other.shards)
+    return [
+        f"and       {kept:,} record{_s(kept)} -> {totals.documents:,} document{_s(totals.documents)} -> "
+        f"{totals.sequences:,} sequence{_s(totals.sequences)} in {files} shard{_s(files)} ({path / 'validation'}), "
+        f"{totals.n_loss:,} tokens with loss; the lines below are about train"
+    ]
+
+
+def _left_out_lines(left_out: Mapping[str, int]) -> list[str]:
+    if not left_out:
+        return []
+    shown = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in left_out.items())
+    return [f"left out  records, because the recipe says so: {shown}"]
+
+
 def _dropped_lines(manifest: Manifest, path: Path) -> list[str]:
     if not manifest.dropped:
         return []
@@ -247,10 +286,13 @@ def _proof_lines(counts: Mapping[str, int]) -> list[str]:
 
 def _checked_line(manifest: Manifest, counts: Mapping[str, int]) -> str:
     rejected = sum(manifest.rejected.values())
-    gone = counts["tokens"] - manifest.totals.n_tokens
+    left_out, repeated = sum(manifest.left_out.values()), counts.get("tokens_repeated", 0)
+    made, again = counts["tokens"], f" + {repeated:,} repeated" if repeated else ""
+    gone = made + repeated - manifest.totals.n_tokens
     return (
-        f"checked   records: {manifest.records:,} read = {manifest.records_kept:,} kept + {rejected:,} rejected   "
-        f"tokens: {counts['tokens']:,} made = {manifest.totals.n_tokens:,} in shards + {gone:,} cut or dropped"
+        f"checked   records: {manifest.records:,} read = {manifest.records_kept:,} kept + {rejected:,} rejected"
+        + (f" + {left_out:,} left out" if left_out else "")
+        + f"   tokens: {made:,} made{again} = {manifest.totals.n_tokens:,} in shards + {gone:,} cut or dropped"
     )
 
 

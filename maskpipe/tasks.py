@@ -54,6 +54,8 @@ class MapTask(NamedTuple):
 class WriteTask(NamedTuple):
     name: str
     directory: str
+    folder: str
+    """Where in it: dataset, or a side of a split."""
     number: int
     """Of the shard."""
     shard: ShardPlan
@@ -64,18 +66,20 @@ class WriteTask(NamedTuple):
 def map_task(directory: Path, job: str, chunk: Chunk, proof: int | None) -> MapTask:
     name = commit.identify(
         job, "map", proof, chunk.source, chunk.name, chunk.first_row, chunk.count, chunk.kind, chunk.payload,
-        chunk.first_line, chunk.ends, chunk.reason,
+        chunk.first_line, chunk.ends, chunk.reason, chunk.take, repr(chunk.share),
     )  # fmt: skip
     return MapTask(name, str(directory), chunk, proof)
 
 
-def write_task(directory: Path, job: str, number: int, shard: ShardPlan, settings: dict[str, Any]) -> WriteTask:
+def write_task(
+    directory: Path, job: str, folder: str, number: int, shard: ShardPlan, settings: dict[str, Any]
+) -> WriteTask:
     stages = [part for name, rows in shard.stages for part in (name, None if rows is None else rows.tobytes())]
     pieces = shard.pieces
     arrays = (pieces.documents, pieces.starts, pieces.stops, pieces.row_offsets)
     decided = repr(sorted(settings.items()))
-    name = commit.identify(job, "write", number, decided, *stages, *(array.tobytes() for array in arrays))
-    return WriteTask(name, str(directory), number, shard, settings)
+    name = commit.identify(job, "write", folder, number, decided, *stages, *(array.tobytes() for array in arrays))
+    return WriteTask(name, str(directory), folder, number, shard, settings)
 
 
 def without_condemned(task: MapTask, limits: Limits) -> str:
@@ -103,7 +107,7 @@ def find_write(task: WriteTask) -> str | None:
     if found is None:
         return None
     shard = found["shard"]
-    commit.check_file(partial / "dataset" / shard["name"], shard["size"], shard["sha256"])
+    commit.check_file(partial / task.folder / shard["name"], shard["size"], shard["sha256"])
     return task.name
 
 
@@ -150,6 +154,7 @@ def run_write(encoder: Encoder, task: WriteTask, guard: Guard) -> str:
         with pa.memory_map(str(partial / "stage" / name)) as file:
             table = pa.ipc.open_file(file).read_all()
         tables.append(table if rows is None else table.take(pa.array(rows)))
-    record = write_shard(partial / "dataset", task.number, pa.concat_tables(tables), task.shard.pieces, **task.settings)
+    folder, documents = partial / task.folder, pa.concat_tables(tables)
+    record = write_shard(folder, task.number, documents, task.shard.pieces, **task.settings)
     commit.commit(partial / "commits", task.name, record.to_dict())
     return task.name

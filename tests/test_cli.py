@@ -289,7 +289,7 @@ def test_prepare_json_has_stable_keys(run: Any, tmp_path: Path) -> None:
         "path", "fingerprint", "sequence_length", "shards", "records", "dropped", "sequences", "documents", "tokens",
         "loss_tokens", "loss_share", "signals_per_sequence", "fill", "counts", "findings", "rejects", "seconds",
     ]  # fmt: skip
-    assert values["records"] == {"read": 78, "kept": 78, "rejected": {}}
+    assert values["records"] == {"read": 78, "kept": 78, "rejected": {}, "left_out": {}}
 
 
 def test_dry_run_predicts_what_prepare_makes_and_writes_nothing(

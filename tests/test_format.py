@@ -796,7 +796,10 @@ def test_f25_totals_are_sums(tmp_path: Path) -> None:
 def test_f26_every_record_is_kept_or_rejected(out: Path) -> None:
     values = manifest_values(out)
     records, sources = values["records"], values["sources"]
-    refused_manifest(out, "13 records read, but 12 are kept or rejected", records={**records, "kept": 11})
+    refused_manifest(out, "13 records read, but 12 are kept, rejected or left out", records={**records, "kept": 11})
+    many = {**records, "left_out": {"duplicate": 1}}
+    refused_manifest(out, "13 records read, but 14 are kept, rejected or left out", records=many)
+    refused_manifest(out, "left_out", records={**records, "left_out": {"duplicate": -1}})
     refused_manifest(out, "14 records read, but the sources have 13", records={**records, "read": 14, "kept": 13})
     more = [{**sources[0], "records": 13}, sources[1]]
     edit_manifest(out, records={**records, "read": 14, "kept": 13}, sources=more)

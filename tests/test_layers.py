@@ -17,7 +17,7 @@ LAYERS = [
     {"backends", "encoder", "guard", "pack", "partitions"},
     {"fit", "partial", "pool", "rules", "shards", "worker"},
     {"digests"},
-    {"summary", "card", "stats", "exports", "explain", "branches", "records", "tasks"},
+    {"summary", "card", "stats", "exports", "explain", "branches", "keys", "records", "selection", "tasks"},
     {"derived"},
     {"pipeline", "repack", "merge", "diff"},
     {"cli", "__main__", "demo", "recipe_flags", "recipe_import", "recipes"},

@@ -35,7 +35,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CHUNK_BYTES", 4 << 10)
     monkeypatch.setattr(partitions, "PARTITION_TOKENS", 4000)
     monkeypatch.setattr(partitions, "PARTITION_SEQUENCES", 1)
-    monkeypatch.setattr(partitions, "SHARD_BYTES", 4 * 512 * 5)
+    monkeypatch.setattr(Recipe, "shard_bytes", 4 * 512 * 5)
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:

@@ -61,7 +61,7 @@ def parse_chunks(data: bytes, manifest: Manifest, where: str = CHUNKS) -> list[C
         raise DatasetError(f"{where}: does not hold every record of every source; prepare the dataset anew")
     counts = total_counts(out)
     gone = sum(n for name, n in counts.items() if name == "tokens_truncated" or name.startswith("tokens_dropped_"))
-    if manifest.totals.n_tokens + gone != counts["tokens"]:
+    if manifest.totals.n_tokens + gone != counts["tokens"] + counts["tokens_repeated"]:
         raise DatasetError(
             f"{where}: {counts['tokens']} tokens made, {manifest.totals.n_tokens} in the shards and {gone} cut or "
             "dropped; prepare the dataset anew"

@@ -32,6 +32,7 @@ SHARD_NAME = re.compile(r"part-([0-9]{5,})-([0-9a-f]{16})\.arrow", re.ASCII)
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 RECIPE, REJECTS, DROPPED = "recipe.yaml", "rejects.jsonl", "dropped.jsonl"
 CHUNKS = "chunks.jsonl"
+DUPLICATES = "duplicates.jsonl"
 CARD_FILE, RUN_FILE = "README.md", "run.json"
 
 

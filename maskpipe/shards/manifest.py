@@ -224,6 +224,8 @@ class Manifest:
     """Records with at least one document in the shards."""
     rejected: Mapping[str, int]
     """Reason → records; they are listed in rejects.jsonl."""
+    left_out: Mapping[str, int]
+    """Reason → records that the recipe leaves out: beyond_cap, not_selected, duplicate, other_side."""
     dropped: Mapping[str, int]
     """Policy → documents of kept or rejected records that it left without a token to train; listed in dropped.jsonl."""
     files: tuple[File, ...]
@@ -260,6 +262,7 @@ class Manifest:
         rejected: Mapping[str, int],
         dropped: Mapping[str, int],
         files: Mapping[str, bytes | Path],
+        left_out: Mapping[str, int] = {},
         role_names: Sequence[str] = (),
     ) -> Manifest:
         """The manifest of these shards, in this order. `files` is everything else that is covered, by name:
@@ -279,6 +282,7 @@ class Manifest:
             role_names=tuple(sorted(role_names)),
             records_kept=records_kept,
             rejected=dict(sorted(rejected.items())),
+            left_out={reason: n for reason, n in sorted(left_out.items()) if n},
             dropped=dict(sorted(dropped.items())),
             files=tuple(_describe(name, contents[name]) for name in sorted(contents)),
             shards=tuple(record.shard for record in shards),
@@ -301,7 +305,12 @@ class Manifest:
             "vocab_size": self.vocab_size,
             "pad_id": self.pad_id,
             "role_names": list(self.role_names),
-            "records": {"read": self.records, "kept": self.records_kept, "rejected": dict(self.rejected)},
+            "records": {
+                "read": self.records,
+                "kept": self.records_kept,
+                "rejected": dict(self.rejected),
+                "left_out": dict(self.left_out),
+            },
             "dropped": dict(self.dropped),
             "totals": {**totals.to_dict(), "fill": totals.fill, "signals_per_sequence": totals.signals_per_sequence},
             "sources": [source.to_dict() for source in self.sources],
@@ -318,7 +327,9 @@ class Manifest:
         document = _parse(data, where)
         _check_version(document, where)
         entry = _object(document, where, _MANIFEST_KEYS)
-        counts = _object(entry["records"], f"{where}: records", {"read": int, "kept": int, "rejected": dict})
+        counts = _object(
+            entry["records"], f"{where}: records", {"read": int, "kept": int, "rejected": dict, "left_out": dict}
+        )
         manifest = Manifest(
             recipe=entry["recipe"],
             sequence_length=entry["sequence_length"],
@@ -328,6 +339,7 @@ class Manifest:
             role_names=tuple(_strings(entry["role_names"], f"{where}: role_names")),
             records_kept=counts["kept"],
             rejected=_counted(counts["rejected"], f"{where}: records.rejected"),
+            left_out=_counted(counts["left_out"], f"{where}: records.left_out"),
             dropped=_counted(entry["dropped"], f"{where}: dropped"),
             files=tuple(_file(value, f"{where}: files[{k}]") for k, value in enumerate(entry["files"])),
             shards=tuple(Shard.from_dict(value, f"{where}: shards[{k}]") for k, value in enumerate(entry["shards"])),
@@ -524,10 +536,10 @@ def _check(manifest: Manifest, entry: Mapping[str, Any], records_read: int, wher
         f"the recipe asks for sequence_length {length}, the shards have {manifest.sequence_length}",
     )
     demand(records_read == manifest.records, f"{records_read} records read, but the sources have {manifest.records}")
-    known = manifest.records_kept + sum(manifest.rejected.values())
+    known = manifest.records_kept + sum(manifest.rejected.values()) + sum(manifest.left_out.values())
     names = list(manifest.role_names)
     demand(names == sorted(set(names)), "role_names are not sorted, each once")
-    demand(known == records_read, f"{records_read} records read, but {known} are kept or rejected")
+    demand(known == records_read, f"{records_read} records read, but {known} are kept, rejected or left out")
     names = [f.name for f in manifest.files] + [s.name for s in manifest.shards]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     demand(not twice, f"{twice} is listed twice")

@@ -242,6 +242,11 @@ def read_manifest(directory: Path) -> bytes:
     """The bytes of manifest.json, once manifest.sha256 has confirmed them."""
     if not directory.is_dir():
         raise DatasetError(f"{directory}: no such directory; a dataset is a directory with {MANIFEST}")
+    sides = [name for name in ("train", "validation") if (directory / name / MANIFEST).is_file()]
+    if len(sides) == 2 and not os.path.lexists(directory / MANIFEST):
+        raise DatasetError(
+            f"{directory}: holds two datasets, {directory / sides[0]} and {directory / sides[1]}: name one"
+        )
     for name in (MANIFEST, MANIFEST_HASH):
         if not os.path.lexists(directory / name):
             raise DatasetError(

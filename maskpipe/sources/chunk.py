@@ -48,6 +48,10 @@ class Chunk:
     """array: end of each JSON text in the payload, int64."""
     reason: str = ""
     """bad: the RecordError's reason."""
+    take: int = -1
+    """How many of the records are taken, the first ones; -1: all. With 0 the payload is empty."""
+    share: float = 1.0
+    """Which share of the records is taken, chosen by what they say; from 0 to 1."""
     counts: Counter[str] = field(default_factory=Counter, compare=False)
     """Filled by records(): null_struct_fields_dropped."""
     lines: list[int] = field(default_factory=list, compare=False, repr=False)

@@ -27,7 +27,7 @@ def from_object(source: Any, split: str | None) -> Source:
         raise UsageError(f"split={split!r} chooses from a DatasetDict or a directory; this is a {kind}")
     transformed = getattr(source, "format", {}).get("type") == "custom" if kind == "Dataset" else False
     if module == "datasets" and kind in ("Dataset", "IterableDataset") and source.features and not transformed:
-        return Source("dataset", lambda reading: _read_dataset(source, reading))
+        return Source("dataset", lambda reading: read_dataset(source, reading))
     if isinstance(source, pa.Table):
         return Source("table", lambda reading: _hash_records(cut_batches(source.to_batches(), reading), reading))
     if isinstance(source, Mapping | bytes) or hasattr(source, "iterrows") or not isinstance(source, Iterable):
@@ -49,7 +49,7 @@ def from_object(source: Any, split: str | None) -> Source:
     return Source("iterable", read)
 
 
-def _read_dataset(dataset: Any, reading: Reading) -> Iterator[Chunk]:
+def read_dataset(dataset: Any, reading: Reading) -> Iterator[Chunk]:
     batches = (
         batch
         for table in dataset.with_format("arrow").iter(batch_size=limits.ARROW_ROWS)

@@ -24,6 +24,13 @@ SUFFIXES = (*JSON_SUFFIXES, ".parquet", *ARROW_SUFFIXES, ".txt")
 PACKED = (".gz", ".zst")
 
 
+def is_known(name: str) -> bool:
+    """Does a file of this name look like one that can be read, is it a pattern, or is it there?"""
+    path = Path(name)
+    known = (*SUFFIXES, *TEXT_SUFFIXES)
+    return path.exists() or _suffix(path) in known or any(mark in name for mark in "*?[")
+
+
 def from_path(given: str, split: str | None) -> tuple[list[Source], int]:
     path = Path(given)
     if path.is_dir():
@@ -39,10 +46,7 @@ def from_path(given: str, split: str | None) -> tuple[list[Source], int]:
         if files:
             return [_from_file(Path(entry), Path(entry).name) for entry in files], 0
         raise UsageError(f"no file matches {given}")
-    hint = ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", given):
-        hint = ". A dataset on a hub: load it with datasets.load_dataset and pass the object, or download its files"
-    raise UsageError(f"{given}: no such file or directory{hint}")
+    raise UsageError(f"{given}: no such file or directory")
 
 
 def _from_directory(path: Path, split: str | None) -> tuple[list[Source], int]:

@@ -32,4 +32,7 @@ class Reading:
 @dataclass(frozen=True)
 class Source:
     name: str
+    """Of the file, or another one that a person recognises."""
     read: Callable[[Reading], Iterator[Chunk]]
+    given: str = ""
+    """What the user named, such as a directory or a pattern that this file belongs to; "" for an object."""

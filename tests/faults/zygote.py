@@ -34,7 +34,7 @@ def small_steps() -> None:
     limits.CHUNK_BYTES = 700
     partitions.PARTITION_TOKENS = 400
     partitions.PARTITION_SEQUENCES = 1
-    partitions.SHARD_BYTES = 4 * 256 * 2
+    Recipe.shard_bytes = 4 * 256 * 2  # type: ignore[assignment,method-assign]
 
 
 def prepare(tokenizer: Tokenizer, request: dict[str, Any]) -> dict[str, str]:
