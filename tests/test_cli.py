@@ -91,7 +91,8 @@ def test_every_recipe_field_is_a_flag_and_says_what_its_docstring_says(run: Any)
     words = " ".join(text.replace("│", " ").split())
     pairs = {"chat_template_kwargs": "template-arg", "control_tokens_allowed": "allow-control", "columns": "map"}
     for field in fields(Recipe):
-        name = {**pairs, "roles": "map-role"}.get(field.name, field.name.replace("_", "-"))
+        pairs |= {"roles": "map-role", "source_caps": "source-cap", "source_weights": "source-weight"}
+        name = pairs.get(field.name, field.name.replace("_", "-"))
         assert f"--{name}" in words
         assert descriptions()[field.name].split(":")[0][:30] in words
     assert {field.name for field in fields(RecipeFlags)} == {field.name for field in fields(Recipe)}

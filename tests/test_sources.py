@@ -390,7 +390,6 @@ def test_an_unreadable_file_says_what_to_do(tmp_path: Path, name: str, content: 
 def test_a_missing_source_says_what_to_do(tmp_path: Path) -> None:
     for source, says in (
         (tmp_path / "none.jsonl", "no such file or directory"),
-        ("some-org/some-chats", "load it with datasets.load_dataset"),
         (str(tmp_path / "*.jsonl"), "no file matches"),
         (tmp_path, "no file to read in this directory"),
         ({"messages": []}, r"one record as \[record\]"),
