@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +19,7 @@ from maskpipe.errors import DatasetError, MaskpipeError, UsageError
 from maskpipe.recipe_flags import RecipeFlags, resolve
 
 if TYPE_CHECKING:
-    from maskpipe.pipeline import Progress
+    from maskpipe.guard import Limits
 
 CLEAN, FINDINGS, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -89,6 +87,13 @@ def prepare(
     workers: Annotated[
         int | None, Parameter(group=_INPUT, help="Processes; one per core by default. The bytes do not depend on it.")
     ] = None,
+    record_seconds: Annotated[
+        float | None,
+        Parameter(group=_INPUT, help="CPU seconds that one record may take: 3 by default, more for long ones."),
+    ] = None,
+    record_mib: Annotated[
+        int | None, Parameter(group=_INPUT, help="Memory that one record may take: 384 by default, more for long ones.")
+    ] = None,
     dry_run: Annotated[
         bool, Parameter(group=_INPUT, negative=(), help="Say what the first 1,000 records would become; write nothing.")
     ] = False,
@@ -115,12 +120,15 @@ def prepare(
         trial = pipeline.dry_run(sources, tokenizer=tokenizer, recipe=chosen, split=split, proof=n_proof)
         _print(summary.trial_dict(trial) if format == "json" else str(trial))
         return CLEAN
+    limits = _limits(record_seconds, record_mib)
     if len(paths) < 2:
         raise UsageError("prepare needs SOURCE and OUT; for example: maskpipe prepare chats.jsonl out --tokenizer T")
-    with _progress() as progress:
+    from maskpipe import progress as showing
+
+    with showing.shown() as progress:
         made = pipeline.prepare(
             list(paths[:-1]), paths[-1], tokenizer=tokenizer, recipe=chosen, split=split, workers=workers,
-            proof=n_proof, progress=progress,
+            proof=n_proof, limits=limits, progress=progress,
         )  # fmt: skip
     _print(summary.dataset_dict(made) if format == "json" else str(made))
     return CLEAN
@@ -367,13 +375,47 @@ def append(
 
     if len(paths) < 3:
         raise UsageError("append needs OUT, SOURCE and NEW; such as: maskpipe append out more.jsonl out-new")
-    with _progress() as progress:
+    from maskpipe import progress as showing
+
+    with showing.shown() as progress:
         made = merging.append(
             paths[0], list(paths[1:-1]), paths[-1], split=split, workers=workers, allow_repeats=allow_repeats,
             progress=progress,
         )  # fmt: skip
     _print(made.to_dict() if format == "json" else str(made))
     return CLEAN
+
+
+@app.command(usage="Usage: maskpipe gc DIR [--delete]", sort_key=7)
+def gc(
+    directory: Annotated[str, Parameter("DIR", group=_INPUT, help="Where datasets are, or one OUT.partial.")] = ".",
+    /,
+    *,
+    delete: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="Take the leftovers away; without it they are only listed.")
+    ] = False,
+    format: FormatFlag = "human",
+) -> int:
+    """List what killed runs left behind, and take it away. Exit code 1 when something could not be taken away.
+
+    maskpipe gc data
+    maskpipe gc data --delete
+    """
+    from maskpipe import leftovers
+
+    found = leftovers.find(directory)
+    problems = {}
+    for leftover in [entry for entry in found if delete and not entry.in_use]:
+        try:
+            leftovers.remove(leftover)
+        except UsageError as error:
+            problems[leftover.path] = str(error)
+    if format == "json":
+        entries = [{**entry.to_dict(), "removed": not entry.path.exists()} for entry in found]
+        _print({"leftovers": entries, "problems": list(problems.values())})
+    else:
+        leftovers.show(found, delete, problems, _stdout())
+    return FINDINGS if problems else CLEAN
 
 
 @recipe_app.command(usage="Usage: maskpipe recipe show [NAME] [OPTIONS]")
@@ -558,24 +600,12 @@ def _stdout() -> Console:
     return _Results(width=width, highlight=False, markup=False, emoji=False)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A line on stderr while records are read, on a terminal only."""
-    if not sys.stderr.isatty() or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
-        yield None
-        return
-    from rich.progress import Progress as Line
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+def _limits(seconds: float | None, mib: int | None) -> Limits:
+    """--record-seconds and --record-mib as pipeline.prepare takes them."""
+    from maskpipe.guard import Limits
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Line(*columns, console=Console(stderr=True), transient=True) as line:
-        task = line.add_task("reading")
-
-        def update(records: int, size: int, rejected: int) -> None:
-            shown = f"{records:,} records, {size / 1e6:,.1f} MB" + (f", {rejected:,} rejected" if rejected else "")
-            line.update(task, description=shown)
-
-        yield update
+    given: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
+    return Limits(**given, **({} if mib is None else {"memory": mib << 20}))
 
 
 def _proof(value: str | None) -> int | None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from maskpipe.commit import NAME
 from maskpipe.durable import TEMPORARY, make_directory, sync_directory, write_file
-from maskpipe.errors import UsageError
+from maskpipe.errors import MaskpipeError, UsageError
 from maskpipe.shards.format import SHARD_NAME
 
 SUFFIX = ".partial"
@@ -106,9 +106,19 @@ def claim(out: Path, job: str, identity: Mapping[str, Any], files: Iterable[str]
     """OUT.partial, new or as the last run of the same job left it; locked until close. `files` is what will be
     published beside the shards.
 
-    UsageError: another run works there, it belongs to another job, or it is not ours.
+    UsageError: another run works there, it belongs to another job, or it is not ours. MaskpipeError: the disk is full
+    or fails.
     """
     path = partial_of(out)
+    try:
+        return _claim(path, job, identity, files)
+    except OSError as error:
+        if isinstance(error, MaskpipeError):
+            raise
+        raise MaskpipeError(f"{error.filename or path}: {error.strerror or error}. Nothing was begun") from None
+
+
+def _claim(path: Path, job: str, identity: Mapping[str, Any], files: Iterable[str]) -> Partial:
     lock = _open_locked(path)
     try:
         there = read_job(path)

@@ -42,12 +42,22 @@ from maskpipe.fit import Finding, check_fit
 from maskpipe.guard import Limits
 from maskpipe.keys import are_needed
 from maskpipe.pack import plan
-from maskpipe.partial import Partial, claim
+from maskpipe.partial import JOB, Partial, claim, partial_of, read_job, take_over
 from maskpipe.partitions import Stage, plan_shards
 from maskpipe.pool import Pool, count_workers
+from maskpipe.progress import Seen
 from maskpipe.recipe import Recipe
 from maskpipe.records import Mapped, add_records, new_batch
-from maskpipe.selection import TOKENS_REPEATED, ChunkDocuments, ChunkKeys, Selection, Side, check_sides
+from maskpipe.selection import (
+    TOKENS_REPEATED,
+    TRAIN,
+    VALIDATION,
+    ChunkDocuments,
+    ChunkKeys,
+    Selection,
+    Side,
+    check_sides,
+)
 from maskpipe.shards.chunks import chunk_lines
 from maskpipe.shards.format import (
     CARD_FILE,
@@ -84,8 +94,8 @@ EXAMPLES = 20
 """Rejected records that a summary shows at least."""
 TEMPLATE = "template.jinja"
 
-Progress = Callable[[int, int, int], None]
-"""Called with (records, bytes of records, rejected) as the map step goes on."""
+Progress = Callable[[Seen], None]
+"""Called after each task."""
 
 
 @dataclass
@@ -163,20 +173,25 @@ def prepare(
     asked = recipe.tokenizer_backend
     recipe = recipe.replace(tokenizer_backend="auto")  # who computes the ids is no part of what the dataset is
     final = Path(os.path.abspath(out))
-    _refuse_taken(final, out)
+    if not _is_published(final):
+        _refuse_taken(final, out)
     sources = open_sources(source, recipe, split=split)
     identity = _identity(recipe, tokenizer, sources, split)
     job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    if _is_published(final):
+        return _finished(final, out, job, begun)
     partial = claim(final, job, identity, _published_names(tokenizer, recipe))
     try:
         with Pool(count_workers(workers), tokenizer, recipe.replace(tokenizer_backend=asked), limits) as pool:
             findings = [Finding(*pair) for _, found in pool.run("fit", run_fit, [FitTask()]) for pair in found]
             tally = Tally()
             chunks, backend = _settle_backend(pool, sources.chunks())
-            _map(pool, chunks, backend, partial, job, proof, tally, progress)
+            _map(pool, sources, chunks, backend, partial, job, proof, tally, progress)
             if not tally.documents:
                 raise _nothing_left(tally)
             sides = _select(tally, partial, recipe, sources)
+            if progress is not None:
+                progress(tally.seen("write", 1.0, pool.found.total()))
             shards = [_write(pool, side, partial, job, recipe, tokenizer) for side in sides]
             finished = {"attempts": dict(pool.attempts), "found": dict(pool.found), "faults": dict(pool.faults)}
         tally.counts.update(sources.counts)
@@ -263,6 +278,39 @@ def _refuse_taken(final: Path, out: str | Path) -> None:
         return
     if final.exists() or final.is_symlink():
         raise UsageError(f"{out} is already there; nothing is overwritten: choose a new directory")
+
+
+def _is_published(final: Path) -> bool:
+    """A run was killed between publishing and taking its OUT.partial away."""
+    partial = partial_of(final)
+    return bool(_manifests(final)) and (partial / JOB).is_file() and not (partial / "dataset").exists()
+
+
+def _manifests(final: Path) -> list[Path]:
+    """Those of a dataset: one, or one per side."""
+    return [path for side in ("", TRAIN, VALIDATION) if (path := final / side / MANIFEST).is_file()]
+
+
+def _finished(final: Path, out: str | Path, job: str, begun: float) -> Prepared:
+    """Ends that run for it, if it was the same job."""
+    if (read_job(partial_of(final)) or {}).get("job") != job:
+        _refuse_taken(final, out)
+    partial = take_over(partial_of(final))
+    try:
+        partial.remove()
+    finally:
+        partial.close()
+    paths = _manifests(final)
+    manifests = [Manifest.from_json(path.read_bytes(), str(path)) for path in paths]
+    run = json.loads((paths[0].parent / RUN_FILE).read_bytes())
+    tally = Tally()
+    with (paths[0].parent / REJECTS).open(encoding="utf-8") as lines:
+        for line in lines:
+            tally.add_example(json.loads(line))
+    findings = [Finding(*text.split(" ", 1)) for text in run["findings"]]
+    seconds, backend = time.monotonic() - begun, Backend(**run["backend"])
+    counts = Counter(run["counts"])
+    return Prepared(final, manifests[0], counts, findings, tally.examples(), seconds, backend, *manifests[1:])
 
 
 def _identity(recipe: Recipe, tokenizer: Tokenizer, sources: Sources, split: str | None) -> dict[str, Any]:
@@ -364,8 +412,14 @@ class Tally:
         self.left_out.update(part.left_out)
         self.role_names |= part.role_names
         for entry in part.rejects:
-            if self._firsts.setdefault(entry["reason"], entry) is not entry and len(self._others) < EXAMPLES:
-                self._others.append(entry)
+            self.add_example(entry)
+
+    def add_example(self, entry: dict[str, Any]) -> None:
+        if self._firsts.setdefault(entry["reason"], entry) is not entry and len(self._others) < EXAMPLES:
+            self._others.append(entry)
+
+    def seen(self, step: str, share: float | None, found: int) -> Seen:
+        return Seen(step, self.records, self.rejected.total(), self.tokens, self.bytes, found, share)
 
     def examples(self) -> list[dict[str, Any]]:
         """The first reject of each reason, then the first others: EXAMPLES, or as many as there are reasons."""
@@ -374,6 +428,7 @@ class Tally:
 
 def _map(
     pool: Pool,
+    sources: Sources,
     chunks: Iterator[Chunk],
     backend: Backend,
     partial: Partial,
@@ -389,7 +444,7 @@ def _map(
         result = commit.get(partial.commits, name)
         tally.add(name, result["stage"]["file"], Mapped.from_dict(result["mapped"]))
         if progress is not None:
-            progress(tally.records, tally.bytes, sum(tally.rejected.values()))
+            progress(tally.seen("map", sources.share_read, pool.found.total()))
 
 
 def _settle_backend(pool: Pool, chunks: Iterator[Chunk]) -> tuple[Iterator[Chunk], Backend]:

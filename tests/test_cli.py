@@ -78,7 +78,8 @@ def test_python_m_is_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare", "demo", "explain", "stats", "verify", "export", "rule", "diff", "repack", "merge", "append"]
+    "command",
+    ["prepare", "demo", "explain", "stats", "verify", "export", "gc", "rule", "diff", "repack", "merge", "append"],
 )
 def test_every_help_begins_with_examples(command: str, run: Any) -> None:
     ran = run(command, "-h")
@@ -390,6 +391,7 @@ def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out.partial/commits/*")) and time.monotonic() < deadline:
@@ -403,6 +405,32 @@ def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chats", "out.partial"]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.37, 0.43, 0.47, 0.6, 0.9])
+def test_control_c_at_any_moment_is_130_and_no_traceback(tmp_path: Path, delay: float) -> None:
+    command = [sys.executable, "-m", "maskpipe", "prepare", CHATS, str(tmp_path / "out"), *SMALL]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not Path(f"/proc/{process.pid}/maps").read_text().count("libc"):  # Python itself has not begun before
+        time.sleep(0.001)
+    begun = _cpu_seconds(process.pid)
+    while process.poll() is None and _cpu_seconds(process.pid) - begun < delay:
+        time.sleep(0.002)  # CPU seconds: the moment means the same on a busy machine
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was done before
+        assert (tmp_path / "out" / "manifest.json").is_file()
+        return
+    assert (process.returncode, out) == (130, "")
+    assert err.startswith("interrupted; nothing was published") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(dataset: Path) -> None:

@@ -19,6 +19,7 @@ from maskpipe.chat import read_record
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
 from maskpipe.errors import RecordError, UsageError
+from maskpipe.progress import Seen
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Role
 from maskpipe.shards.verify import verify
@@ -173,7 +174,7 @@ def test_nothing_that_is_there_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_finished_work_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    def interrupt(records: int, size: int, rejected: int) -> None:
+    def interrupt(seen: Seen) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match="run the same command again"):

@@ -29,6 +29,8 @@ class Sources:
         self._recipe = recipe
         self._amounts = Amounts.of(recipe, sources)
         self._origins: list[Origin] = []
+        self._read = 0  # bytes of the sources that have been read to their end
+        self._reading: Reading | None = None
         self.counts: Counter[str] = Counter()
 
     @property
@@ -47,14 +49,24 @@ class Sources:
             raise UsageError("origins are known after all chunks have been read")
         return list(self._origins)
 
+    @property
+    def share_read(self) -> float | None:
+        """How much of the files chunks() has read, 0 to 1; None where a source is no file."""
+        sizes = [source.size for source in self._sources]
+        total = sum(size or 0 for size in sizes)
+        if None in sizes or not total:
+            return None
+        return min(1.0, (self._read + (self._reading.hash.size if self._reading else 0)) / total)
+
     def chunks(self) -> Iterator[Chunk]:
         """All chunks in order. UsageError: a file that cannot be read or unpacked, or no record in any source."""
         origins: list[Origin] = []
         blank_lines = 0
         self._amounts.restart(self._recipe)
         for index, source in enumerate(self._sources):
-            reading = Reading(index, source.name)
+            reading = self._reading = Reading(index, source.name)
             yield from self._taken(source.read(reading))
+            self._read, self._reading = self._read + (source.size or 0), None
             blank_lines += reading.blank_lines
             origins.append(Origin(source.name, reading.hash.hexdigest(), reading.rows))
         self._origins = origins

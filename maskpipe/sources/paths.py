@@ -6,6 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from maskpipe.errors import UsageError
@@ -104,6 +105,10 @@ def _suffix(path: Path) -> str:
 
 
 def _from_file(path: Path, name: str) -> Source:
+    return replace(_file_of_a_kind(path, name), size=path.stat().st_size)
+
+
+def _file_of_a_kind(path: Path, name: str) -> Source:
     try:
         with path.open("rb") as file:
             magic = file.read(6)
