@@ -59,12 +59,11 @@ def test_a_dry_run_lists_and_removes_nothing(data: Path, capsys: pytest.CaptureF
     assert "mine.partial" not in out and "notes.txt" not in out
     assert names(data) == before
     entries = json.loads(gc(capsys, data, "--format", "json")[1])["leftovers"]
-    assert [Path(entry["path"]).name for entry in entries] == [
-        "killed.partial", f".tmp-{2**22 + 1}-{'0' * 16}", f".tmp-{os.getpid()}-{'1' * 16}",
-    ]  # fmt: skip
-    assert [entry["in_use"] for entry in entries] == [False, False, True]
-    assert entries[0]["bytes"] > 1000 and entries[0]["files"] >= 4 and not entries[0]["removed"]
-    assert entries[1]["bytes"] == 1000
+    found = {Path(entry["path"]).name: entry for entry in entries}
+    killed, old, alive = "killed.partial", f".tmp-{2**22 + 1}-{'0' * 16}", f".tmp-{os.getpid()}-{'1' * 16}"
+    assert {name: entry["in_use"] for name, entry in found.items()} == {killed: False, old: False, alive: True}
+    assert found[killed]["bytes"] > 1000 and found[killed]["files"] >= 4 and not found[killed]["removed"]
+    assert found[old]["bytes"] == 1000
 
 
 def test_delete_takes_away_ours_and_leaves_all_else(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
