@@ -204,7 +204,8 @@ def _cut_and_dropped(counts: Mapping[str, int]) -> str:
     cut = f"   cut {documents:,}"
     if counts.get("tokens_truncated"):
         cut += f" ({counts['tokens_truncated']:,} tokens)"
-    dropped = sum(n for name, n in counts.items() if name.startswith("tokens_dropped_"))
+    left_out = ("tokens_dropped_duplicate", "tokens_dropped_other_side")
+    dropped = sum(n for name, n in counts.items() if name.startswith("tokens_dropped_") and name not in left_out)
     return cut + f"   dropped {dropped:,} tokens"
 
 

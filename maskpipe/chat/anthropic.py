@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskpipe.chat.columns import SYSTEM_COLUMNS as SYSTEM
-from maskpipe.chat.columns import Columns, as_list, first, wrong_type
+from maskpipe.chat.columns import Columns, first, wrong_type
 from maskpipe.chat.content import MEDIA_PARTS
 from maskpipe.chat.conversation import Chat, Json
 from maskpipe.chat.fields import WEIGHT_KEYS
@@ -36,20 +36,23 @@ _NO_TEXT = ("type", "text", "cache_control", "citations")
 
 def has_blocks(messages: Sequence[dict[str, Json]]) -> bool:
     """Does one of these messages hold a block that only Anthropic's format knows?"""
-    return any(
-        isinstance(block, dict)
-        and (block.get("type") in _OURS or (block.get("type") == "thinking" and "signature" in block))
-        for message in messages
-        if isinstance(message.get("content"), list)
-        for block in message["content"]
-    )
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            for block in content:
+                if isinstance(block, dict):
+                    kind = block.get("type")
+                    if kind in _OURS or (kind == "thinking" and "signature" in block):
+                        return True
+    return False
 
 
 def says_blocks(columns: Columns) -> bool:
     """Does something beside the messages say so?"""
-    system = first(columns, SYSTEM)
-    tools = as_list(columns, "tools") if isinstance(getattr(columns.get("tools"), "value", None), list) else None
-    return (system is not None and isinstance(system.value, list)) or any(map(is_tool, tools or []))
+    system, tools = first(columns, SYSTEM), columns.get("tools")
+    if system is not None and isinstance(system.value, list):
+        return True
+    return tools is not None and isinstance(tools.value, list) and any(map(is_tool, tools.value))
 
 
 def is_tool(tool: Json) -> bool:

@@ -89,6 +89,8 @@ def dig(record: dict[str, Json], dotted: str) -> tuple[Json, Path]:
 def first(columns: Columns, names: tuple[str, ...]) -> Column | None:
     """The first of these that is there; a mapped one goes before the others."""
     present = [columns[name] for name in names if name in columns]
+    if len(present) < 2:
+        return present[0] if present else None
     return next((column for column in present if column.mapped), present[0] if present else None)
 
 

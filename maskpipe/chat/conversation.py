@@ -59,7 +59,8 @@ class Chat:
     paths: list[Path] = field(default_factory=list)
     tools: list[Json] | None = None
     """Where the shape itself brings them."""
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
+    """What was left out of the record, on its first chat."""
 
     def add(self, message: dict[str, Json], path: Path, weight: float | None = None) -> None:
         self.messages.append(message)
@@ -73,5 +74,5 @@ class Chat:
             self.weights + other.weights,
             self.paths + other.paths,
             self.tools if self.tools is not None else other.tools,
-            self.counts + other.counts,
+            {**self.counts, **other.counts},
         )

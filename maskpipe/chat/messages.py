@@ -44,10 +44,10 @@ def read_messages(column: Column, recipe: Recipe, *, blocks: bool = False) -> Ch
     renamed = message_keys(recipe)
     chat = Chat()
     for number, (entry, path) in enumerate(zip(entries, paths, strict=True)):
-        if blocks and isinstance(entry.get("content"), list):
-            anthropic.add_blocks(chat, entry, path, number, message_weight(entry, path))
-        elif tool_traces.has_apis(entry):
+        if "apis" in entry and tool_traces.has_apis(entry):
             tool_traces.add_apis(chat, entry, path, recipe)
+        elif blocks and isinstance(entry.get("content"), list):
+            anthropic.add_blocks(chat, entry, path, number, message_weight(entry, path))
         else:
             message, weight = read_message(entry, path, number, renamed, recipe)
             chat.add(message, path, weight)
@@ -100,7 +100,7 @@ def read_message(
         elif key not in WEIGHT_KEYS:
             message[key] = value
     for key in REASONING_KEYS:
-        if key in renamed.values() or message.get("reasoning_content") is not None:
+        if key not in message or key in renamed.values() or message.get("reasoning_content") is not None:
             continue
         if isinstance(message.get(key), str):
             message.pop("reasoning_content", None)

@@ -64,7 +64,8 @@ def read_all(record: Json, recipe: Recipe, *, source: int = 0, row: int = 0) -> 
     items: list[Conversation | Text] = []
     for chat in chats:
         whole = with_system(columns, chat)
-        counts.update(chat.counts)
+        if chat.counts:
+            counts.update(chat.counts)
         items.append(
             Conversation(
                 messages=whole.messages,
@@ -141,6 +142,10 @@ _SHAPES = (
     _Shape(("answer_generation",), _generation),
 )
 """In the order in which they are tried."""
+_NAMES_AFTER = [
+    frozenset(name for shape in _SHAPES[number + 1 :] for name in shape.names) for number in range(len(_SHAPES))
+]
+"""Per shape, the columns of those behind it."""
 
 
 def _chats(record: Json, columns: Columns, recipe: Recipe) -> list[Chat] | None:
@@ -158,7 +163,8 @@ def _chats(record: Json, columns: Columns, recipe: Recipe) -> list[Chat] | None:
     for number, shape in enumerate(_SHAPES):
         chats = shape.read(record, columns, recipe)
         if chats is not None:
-            _refuse_second_reading(record, columns, recipe, chats, shape, _SHAPES[number + 1 :])
+            if not columns.keys().isdisjoint(_NAMES_AFTER[number]):
+                _refuse_second_reading(record, columns, recipe, chats, shape, _SHAPES[number + 1 :])
             return chats
     return None
 
