@@ -128,8 +128,9 @@ class Batch:
         """Keyword arguments of a transformers model, padding-free: input_ids, labels and position_ids [B, L],
         cu_seq_lens_q and cu_seq_lens_k int32 [S + 1], max_length_q and max_length_k. Flash attention takes the
         boundaries from cu_seq_lens; sdpa, eager and flex_attention from position_ids. There is no attention_mask:
-        beside packed rows an all-ones mask would switch the boundaries off. `seq_idx` adds int32 [B, L], which linear
-        attention wants.
+        beside packed rows an all-ones mask would switch the boundaries off. So would a key-value cache, which models
+        make by default, also in training (sdpa, eager and flex_attention look for boundaries only without one), hence
+        use_cache=False. `seq_idx` adds int32 [B, L], which linear attention wants.
 
         transformers' own loss knows no weights: UsageError for a batch that has some, unless they are to be ignored.
         """
@@ -146,6 +147,7 @@ class Batch:
             "cu_seq_lens_k": self.cu_seqlens,
             "max_length_q": self.max_seqlen,
             "max_length_k": self.max_seqlen,
+            "use_cache": False,
         }
         if seq_idx:
             numbers = torch.arange(len(self.segment_numbers), dtype=torch.int32, device=self.device)

@@ -1,0 +1,210 @@
+"""A byte that is not what the manifest says never reaches a batch: it is an error that names shard, region and rows."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import maskpipe
+from maskpipe.errors import DatasetError
+from maskpipe.shards.format import REGION_SIZE
+from tests.made_datasets import chat, publish_documents
+
+torch = pytest.importorskip("torch")
+from maskpipe.data import Batch, Loader  # noqa: E402
+
+TRIALS = 1000 if os.environ.get("MASKPIPE_LONG") == "1" else 16
+LENGTH, GLOBAL = 512, 50
+MESSAGE = re.compile(
+    r"part-\d+-[0-9a-f]{16}\.arrow: (region \d+ \(bytes \d+ to \d+, (no )?rows|has \d+ bytes|cannot be)"
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,100 rows in two shards, of five regions and of one."""
+    path = tmp_path_factory.mktemp("data") / "d"
+    documents = [chat(LENGTH - row % 60, row, weighted=row % 5 == 0) for row in range(1100)]
+    manifest = publish_documents(path, documents, sequence_length=LENGTH, rows_per_shard=1000, vocab_size=1000)
+    assert [len(shard.regions) // 16 for shard in manifest.shards] == [5, 1]
+    return path
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    return [batch.input_ids, batch.labels, batch.position_ids, batch.cu_seqlens, batch.run_ends, batch.run_weights]
+
+
+def loader(out: Path, **arguments: Any) -> Loader:
+    return Loader(out, global_batch_size=GLOBAL, epochs=2, **arguments)
+
+
+@pytest.fixture(scope="module")
+def expected(out: Path) -> list[list[torch.Tensor]]:
+    return [tensors(batch) for batch in loader(out)]
+
+
+def flip(path: Path, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def read_on(stream: Loader, expected: list[list[torch.Tensor]], first: int) -> str:
+    """Reads to the end: every batch must be right. What was raised, or nothing."""
+    try:
+        for number, batch in enumerate(stream, first):
+            for got, right in zip(tensors(batch), expected[number], strict=True):
+                assert torch.equal(got, right), f"batch {number} is wrong and was given out"
+    except DatasetError as error:
+        assert MESSAGE.search(str(error)), error
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_a_flipped_bit_is_raised_before_the_batch(out: Path, expected: list[list[torch.Tensor]], io: Any) -> None:
+    """Before opening, all are raised. While running, all are that are read again; what is not read is harmless."""
+    shards = maskpipe.open(out).manifest.shards
+    draw = random.Random(io)
+    seen: Counter[str] = Counter()
+    for trial in range(TRIALS):
+        shard = draw.choice(shards)
+        bit = draw.randrange(shard.size * 8)
+        where = f"{shard.name}: region {bit // 8 // REGION_SIZE} (bytes "
+        running = trial % 2 == 1
+        stream = loader(out, io=io, threads=trial % 3, prefetch=2, cache_bytes=0)
+        read = draw.randrange(1, 30) if running else 0
+        for number in range(read):
+            assert torch.equal(next(stream).input_ids, expected[number][0])
+        flip(out / shard.name, bit)
+        try:
+            raised = read_on(stream, expected, read)
+        finally:
+            flip(out / shard.name, bit)
+        assert where in raised or (running and not raised), (raised, where)
+        seen["while running: " * running + ("raised" if raised else "not used")] += 1
+    print(f"{TRIALS} flipped bits with {io}: {dict(seen)}, wrong batches 0")
+    assert seen["raised"] == TRIALS // 2
+    assert seen["while running: raised"] > TRIALS // 4
+
+
+def test_a_truncated_shard_is_raised_before_the_batch(out: Path, expected: list[list[torch.Tensor]]) -> None:
+    shards = maskpipe.open(out).manifest.shards
+    draw = random.Random(1)
+    seen: Counter[str] = Counter()
+    for trial in range(TRIALS):
+        shard = draw.choice(shards)
+        path = out / shard.name
+        size = draw.randrange(shard.size)
+        running = trial % 2 == 1
+        stream = loader(out, threads=trial % 3, prefetch=2)
+        read = draw.randrange(1, 30) if running else 0
+        for _ in range(read):
+            next(stream)
+        whole = path.read_bytes()
+        os.truncate(path, size)
+        try:
+            raised = read_on(stream, expected, read)
+        finally:
+            path.write_bytes(whole)
+        assert shard.name in raised or (running and not raised), (trial, raised)
+        seen["while running: " * running + ("raised" if raised else "not used")] += 1
+    print(f"{TRIALS} truncations: {dict(seen)}, wrong batches 0, deaths 0")
+    assert seen["raised"] == TRIALS // 2
+    assert seen["while running: raised"] > TRIALS // 4
+
+
+def test_after_an_error_the_loader_stands_where_it_was(out: Path, expected: list[list[torch.Tensor]]) -> None:
+    shard = maskpipe.open(out).manifest.shards[0]
+    stream = loader(out, cache_bytes=0)
+    batches = [tensors(next(stream)) for _ in range(3)]
+    state = stream.state_dict()
+    flip(out / shard.name, 8 * 1_500_000)
+    try:
+        for _ in range(2):
+            with pytest.raises(DatasetError, match="region 1"):
+                for batch in stream:
+                    batches.append(tensors(batch))
+                    state = stream.state_dict()
+        assert stream.state_dict() == state
+    finally:
+        flip(out / shard.name, 8 * 1_500_000)
+    batches += [tensors(batch) for batch in stream]
+    assert len(batches) == len(expected)
+    assert all(
+        torch.equal(a, b) for got, right in zip(batches, expected, strict=True) for a, b in zip(got, right, strict=True)
+    )
+
+
+def test_first_touch_and_off_prove_less(out: Path, expected: list[list[torch.Tensor]]) -> None:
+    """What the two other settings give up, so that nobody thinks they do not."""
+    shard = maskpipe.open(out).manifest.shards[0]
+    bit = 8 * 700_000
+    for verify, reads in (("first_touch", 22), ("off", 0)):
+        stream = loader(out, verify=verify, threads=0)
+        for _ in range(reads):
+            next(stream)
+        flip(out / shard.name, bit)
+        try:
+            assert not all(torch.equal(next(stream).input_ids, expected[k][0]) for k in range(reads, reads + 22))
+        finally:
+            flip(out / shard.name, bit)
+    flip(out / shard.name, bit)
+    try:
+        with pytest.raises(DatasetError, match="region 0"):
+            list(loader(out, verify="first_touch"))
+    finally:
+        flip(out / shard.name, bit)
+
+
+@pytest.mark.parametrize("what", ["missing", "link", "directory", "pipe"])
+def test_what_is_no_shard_is_named(tmp_path: Path, what: str) -> None:
+    manifest = publish_documents(tmp_path / "d", [chat(60, row) for row in range(9)], rows_per_shard=9)
+    path = tmp_path / "d" / manifest.shards[0].name
+    path.rename(tmp_path / "moved")
+    if what == "link":
+        path.symlink_to(tmp_path / "moved")
+    elif what == "directory":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(DatasetError, match=path.name):
+        next(Loader(tmp_path / "d", global_batch_size=3))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from maskpipe.data import Loader
+
+def rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+steps = int(sys.argv[2])
+loader = Loader(sys.argv[1], global_batch_size=50, threads=2)
+for step in range(1, steps + 1):
+    next(loader)
+    if step == steps // 10:
+        first = rss()
+print(first, rss())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow(out: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(out), "5000"], capture_output=True, text=True, check=True, timeout=600
+    )
+    first, last = map(int, done.stdout.split())
+    print(f"RSS after 500 batches {first / 2**20:.1f} MiB, after 5,000 {last / 2**20:.1f} MiB")
+    assert last < first * 1.05
