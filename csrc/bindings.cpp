@@ -504,9 +504,25 @@ void bind_reader(py::module_& m) {
            }),
            "size"_a)
       .def("take", &Pool::take);
-  const py::object facts_type = named_tuple(
-      m, "BatchFacts",
-      "cu_seqlens numbers branches pairs run_ends run_roles run_parts run_loss run_weights max_seqlen n_loss");
+  py::class_<maskpipe::BatchFacts>(m, "BatchFacts")
+      .def(py::init<>())
+      .def(
+          "column",
+          [](maskpipe::BatchFacts& self, const std::string& name) -> py::object {
+            if (name == "cu_seqlens") return to_numpy(std::move(self.cu_seqlens));
+            if (name == "segment_numbers") return to_numpy(std::move(self.numbers));
+            if (name == "branches") return to_numpy(std::move(self.branches));
+            if (name == "pairs") return to_numpy(std::move(self.pairs));
+            if (name == "run_ends") return to_numpy(std::move(self.run_ends));
+            if (name == "run_roles") return to_numpy(std::move(self.run_roles));
+            if (name == "run_parts") return to_numpy(std::move(self.run_parts));
+            if (name == "run_loss") return to_numpy(std::move(self.run_loss));
+            if (name == "run_weights") return to_numpy(std::move(self.run_weights));
+            throw py::key_error(name);
+          },
+          "name"_a)
+      .def("max_seqlen", [](const maskpipe::BatchFacts& self) { return self.max_seqlen; })
+      .def("n_loss", [](const maskpipe::BatchFacts& self) { return self.n_loss; });
   py::class_<maskpipe::Reader, std::shared_ptr<maskpipe::Reader>>(m, "Reader")
       .def(py::init([](const py::list& sources, const py::object& sequence_length, const py::object& threads,
                        const std::string& verify, const std::string& io, bool random_access,
@@ -568,14 +584,7 @@ void bind_reader(py::module_& m) {
            }),
            "reader"_a, "sources"_a, "rows"_a, "tokens"_a, "ids32"_a, "ids"_a, "labels"_a, "targets"_a, "positions"_a,
            "segments"_a, "weights"_a, "roles"_a)
-      .def("wait", [facts_type](const PyJob& job) {
-        maskpipe::BatchFacts facts = without_gil([&] { return job.reader->wait(*job.job); });
-        return facts_type(to_numpy(std::move(facts.cu_seqlens)), to_numpy(std::move(facts.numbers)),
-                          to_numpy(std::move(facts.branches)), to_numpy(std::move(facts.pairs)),
-                          to_numpy(std::move(facts.run_ends)), to_numpy(std::move(facts.run_roles)),
-                          to_numpy(std::move(facts.run_parts)), to_numpy(std::move(facts.run_loss)),
-                          to_numpy(std::move(facts.run_weights)), facts.max_seqlen, facts.n_loss);
-      });
+      .def("wait", [](const PyJob& job) { return without_gil([&] { return job.reader->wait(*job.job); }); });
 }
 
 }  // namespace

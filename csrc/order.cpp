@@ -19,10 +19,18 @@ std::uint64_t mix(std::uint64_t x) {
   return x;
 }
 
+// One round's word of `width` bits: the top of a product, where every bit of the input has reached.
+std::uint64_t round_word(std::uint64_t half, std::uint64_t key, int width) {
+  constexpr std::uint64_t factor = 0xd6e8feb86659fd93ULL;
+  std::uint64_t x = (half + key) * factor;
+  x ^= x >> 32;
+  return x * factor >> (64 - width);
+}
+
 std::uint64_t mask(int bits) { return (std::uint64_t{1} << bits) - 1; }
 
 // Few bits per half give a round little to work with; on such domains more rounds cost nothing that counts.
-int rounds_for(int bits) { return bits <= 8 ? 24 : bits <= 14 ? 12 : bits <= 18 ? 6 : 4; }
+int rounds_for(int bits) { return bits <= 8 ? 24 : bits <= 12 ? 6 : 4; }
 
 // Row at index i of one epoch under a windowed shape: windows of positions are shuffled inside, then positions are
 // mapped through the blocks in their random order. The last block may be short; it stands where the order puts it.
@@ -79,13 +87,18 @@ Permutation::Permutation(const Key& key, std::uint64_t size) : key_(key), size_(
 }
 
 std::uint64_t Permutation::operator()(std::uint64_t index) const {
+  const auto [a, b, c, d] = key_;
   std::uint64_t x = index;
   do {
     std::uint64_t left = x >> low_, right = x & mask(low_);
-    for (int round = 0; round < rounds_; round += 2) {
+    left ^= round_word(right, a, high_);
+    right ^= round_word(left, b, low_);
+    left ^= round_word(right, c, high_);
+    right ^= round_word(left, d, low_);
+    for (int round = 4; round < rounds_; round += 2) {
       const auto k = static_cast<std::uint64_t>(round);
-      left ^= mix(right + key_[k & 3] + (k >> 2)) & mask(high_);
-      right ^= mix(left + key_[(k + 1) & 3] + (k >> 2)) & mask(low_);
+      left ^= round_word(right, key_[k & 3] + (k >> 2), high_);
+      right ^= round_word(left, key_[(k + 1) & 3] + (k >> 2), low_);
     }
     x = left << low_ | right;
   } while (x >= size_);
@@ -98,8 +111,8 @@ std::uint64_t Permutation::inverse(std::uint64_t value) const {
     std::uint64_t left = x >> low_, right = x & mask(low_);
     for (int round = rounds_ - 2; round >= 0; round -= 2) {
       const auto k = static_cast<std::uint64_t>(round);
-      right ^= mix(left + key_[(k + 1) & 3] + (k >> 2)) & mask(low_);
-      left ^= mix(right + key_[k & 3] + (k >> 2)) & mask(high_);
+      right ^= round_word(left, key_[(k + 1) & 3] + (k >> 2), low_);
+      left ^= round_word(right, key_[k & 3] + (k >> 2), high_);
     }
     x = left << low_ | right;
   } while (x >= size_);
@@ -118,35 +131,41 @@ std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<
     }
   }
   struct Epoch {  // of one source, the last that was asked for
-    std::uint64_t number;
+    std::int64_t first;
     std::variant<Permutation, Windows> order;
   };
   std::vector<std::optional<Epoch>> last(shapes.size());
   std::vector<std::int64_t> out(counts.size());
-  for (std::size_t k = 0; k < counts.size(); ++k) {
+  for (std::size_t k = 0; k < counts.size();) {
     const auto source = static_cast<std::size_t>(sources[k]);
     if (sources[k] < 0 || source >= shapes.size() || counts[k] < 0) {
       throw std::invalid_argument("sources[" + std::to_string(k) + "] or counts[" + std::to_string(k) +
                                   "] is out of range");
     }
     const EpochShape& shape = shapes[source];
-    const std::uint64_t number = static_cast<std::uint64_t>(counts[k]) / shape.rows;
-    const std::uint64_t index = static_cast<std::uint64_t>(counts[k]) - number * shape.rows;
-    if (!shape.shuffle) {
-      out[k] = static_cast<std::int64_t>(index);
-      continue;
-    }
+    const auto rows = static_cast<std::int64_t>(shape.rows);
     std::optional<Epoch>& epoch = last[source];
-    if (!epoch || epoch->number != number) {
-      const Key key = epoch_key(keys[source], number);
+    const auto inside = [&](std::int64_t first) { return counts[k] >= first && counts[k] - first < rows; };
+    if (!epoch || !inside(epoch->first)) {
+      const std::int64_t number = counts[k] / rows;
+      const Key key = epoch_key(keys[source], static_cast<std::uint64_t>(number));
       if (shape.window == 0) {
-        epoch = Epoch{number, Permutation(key, shape.rows)};
+        epoch = Epoch{number * rows, Permutation(key, shape.rows)};
       } else {
-        epoch = Epoch{number, Windows(shape, key)};
+        epoch = Epoch{number * rows, Windows(shape, key)};
       }
     }
-    const auto row = [&](const auto& order) { return order(index); };
-    out[k] = static_cast<std::int64_t>(std::visit(row, epoch->order));
+    const std::int64_t first = epoch->first;
+    const auto stretch = [&](const auto order) {  // neighbours of one source and epoch
+      do {
+        out[k] = static_cast<std::int64_t>(order(static_cast<std::uint64_t>(counts[k] - first)));
+      } while (++k < counts.size() && static_cast<std::size_t>(sources[k]) == source && inside(first));
+    };
+    if (shape.shuffle) {
+      std::visit(stretch, epoch->order);
+    } else {
+      stretch([](std::uint64_t index) { return index; });
+    }
   }
   return out;
 }

@@ -263,20 +263,16 @@ class Pool:
     def take(self) -> _UInt8:
         """[size], aligned to 64 bytes, with whatever was in it."""
 
-class BatchFacts(NamedTuple):
-    """Over the rows of a batch as one line of tokens."""
+class BatchFacts:
+    """What has no fixed size, over the rows of a batch as one line of tokens."""
 
-    cu_seqlens: _Int32  # [segments + 1]
-    numbers: _Int32  # [segments] of the document in its row from 1; 0 for padding
-    branches: _UInt8  # [segments]
-    pairs: _Int64  # [segments] -1 for none
-    run_ends: _Int32  # [runs]
-    run_roles: _UInt8  # [runs]
-    run_parts: _UInt8  # [runs]
-    run_loss: _UInt8  # [runs]
-    run_weights: npt.NDArray[np.float32]  # [runs]
-    max_seqlen: int
-    n_loss: int
+    def __init__(self) -> None: ...
+    def column(self, name: str) -> npt.NDArray[np.generic]:
+        """cu_seqlens int32 [segments + 1]; segment_numbers int32, branches uint8, pairs int64 [segments]; run_ends
+        int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]. Moved out: ask for each once."""
+
+    def max_seqlen(self) -> int: ...
+    def n_loss(self) -> int: ...
 
 class Reader:
     """Reads rows of datasets in threads of its own."""

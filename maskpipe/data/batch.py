@@ -13,16 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maskpipe import _core
 from maskpipe.errors import UsageError
 
 IGNORE = -100
 """The label of a token without loss: what torch and transformers ignore."""
 
-_TENSORS = (
-    "input_ids", "cu_seqlens", "segment_numbers", "branches", "pairs", "run_ends", "run_roles", "run_parts", "run_loss",
+
+_FLAT = (
+    "cu_seqlens", "segment_numbers", "branches", "pairs", "run_ends", "run_roles", "run_parts", "run_loss",
     "run_weights",
 )  # fmt: skip
 
@@ -41,28 +45,78 @@ class Batch:
       role_ids      uint8    roles.Role;  part_ids  uint8  roles.Part
 
     The first token of a document is never a label, so no target crosses from one document into the next.
+
+    Of the segments:
+      cu_seqlens       int32 [S + 1]  over the batch as one line of B * L tokens: 0, then the end of every segment
+      segment_numbers  int32 [S]      number of the document in its row from 1; 0 for padding
+      branches         uint8 [S]      format.Branch: 0 none, 1 prompt, 2 chosen, 3 rejected
+      pairs            int64 [S]      number of the preference pair in its dataset, -1 for none
+    Of the runs, stretches of equal facts:
+      run_ends int32 [R] over the batch as one line;  run_roles, run_parts, run_loss (0 or 1) uint8 [R];
+      run_weights float32 [R]
     """
 
     input_ids: Tensor
-    cu_seqlens: Tensor  # [S + 1] int32 over the batch as one line of B * L tokens: 0, the end of every segment
     max_seqlen: int
     """Tokens of the longest segment."""
-    segment_numbers: Tensor  # [S] int32 number of the document in its row from 1; 0 for padding
-    branches: Tensor  # [S] uint8 format.Branch: 0 none, 1 prompt, 2 chosen, 3 rejected
-    pairs: Tensor  # [S] int64 number of the preference pair in its dataset, -1 for none
-    run_ends: Tensor  # [R] int32 ends of stretches of equal facts, over the batch as one line
-    run_roles: Tensor  # [R] uint8
-    run_parts: Tensor  # [R] uint8
-    run_loss: Tensor  # [R] uint8 0 or 1
-    run_weights: Tensor  # [R] float32
-    sources: Tensor  # [B] int32 index of the dataset, -1 for a row of padding; stays on the CPU
-    rows: Tensor  # [B] int64 row of the dataset, -1 for a row of padding; stays on the CPU
     n_loss: int
     """Tokens with loss: labels that are not -100."""
+    facts: _core.BatchFacts = field(repr=False)
+    """Where the tensors of segments and runs come from when they are first used."""
+    origin: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] = field(repr=False)
+    """See sources and rows."""
     state: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
     """The loader's state after this batch, whatever was read ahead since."""
     dense: dict[str, Tensor] = field(default_factory=dict, repr=False)
     """Dense tensors made so far."""
+    flat: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Tensors of segments and runs used so far."""
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        return self._fact("cu_seqlens")
+
+    @property
+    def segment_numbers(self) -> Tensor:
+        return self._fact("segment_numbers")
+
+    @property
+    def branches(self) -> Tensor:
+        return self._fact("branches")
+
+    @property
+    def pairs(self) -> Tensor:
+        return self._fact("pairs")
+
+    @property
+    def run_ends(self) -> Tensor:
+        return self._fact("run_ends")
+
+    @property
+    def run_roles(self) -> Tensor:
+        return self._fact("run_roles")
+
+    @property
+    def run_parts(self) -> Tensor:
+        return self._fact("run_parts")
+
+    @property
+    def run_loss(self) -> Tensor:
+        return self._fact("run_loss")
+
+    @property
+    def run_weights(self) -> Tensor:
+        return self._fact("run_weights")
+
+    @property
+    def sources(self) -> Tensor:
+        """[B] int32 index of the dataset, -1 for a row of padding; on the CPU."""
+        return torch.from_numpy(self.origin[0])
+
+    @property
+    def rows(self) -> Tensor:
+        """[B] int64 row of the dataset, -1 for a row of padding; on the CPU."""
+        return torch.from_numpy(self.origin[1])
 
     @property
     def labels(self) -> Tensor:
@@ -120,9 +174,10 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device; what is not asked for later is not made there."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        ids = self.input_ids.to(device, non_blocking=non_blocking)
+        flat = {name: self._fact(name).to(device, non_blocking=non_blocking) for name in _FLAT}
         dense = {name: value.to(device, non_blocking=non_blocking) for name, value in self.dense.items()}
-        return replace(self, **moved, dense=dense)
+        return replace(self, input_ids=ids, flat=flat, dense=dense)
 
     def as_hf(self, *, ignore_weights: bool = False, seq_idx: bool = False) -> dict[str, Any]:
         """Keyword arguments of a transformers model, padding-free: input_ids, labels and position_ids [B, L],
@@ -197,6 +252,11 @@ class Batch:
 
         rows, length = segments.shape
         return create_block_mask(seen, rows, None, length, length, device=str(self.device), BLOCK_SIZE=block_size)
+
+    def _fact(self, name: str) -> Tensor:
+        if name not in self.flat:
+            self.flat[name] = torch.from_numpy(self.facts.column(name))
+        return self.flat[name]
 
     def _dense(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         if name not in self.dense:

@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,15 @@ _COLUMNS = {
 Source = str | Path | Dataset
 
 
+class _Cursor(NamedTuple):
+    """What changes in the state of a pass from batch to batch; see State."""
+
+    counts: tuple[int, ...]
+    credits: tuple[int, ...]
+    position: int
+    within: int
+
+
 @dataclass
 class _Pending:
     """A batch that threads are reading."""
@@ -54,7 +64,7 @@ class _Pending:
     columns: dict[str, npt.NDArray[Any] | None]
     sources: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int64]
-    after: State
+    after: _Cursor
 
 
 class Loader(IterableDataset[Any]):
@@ -162,9 +172,10 @@ class Loader(IterableDataset[Any]):
         self._reading = (threads, verify, io, cache_bytes)
         self._prefetch = prefetch if threads else 1
         self._columns = Columns(self.batch_size * self.sequence_length, _column_names(columns, expand))
-        self._now = self._fresh()
-        self._order = self._order_of(self._now)
         self._ended = False
+        self._pending: deque[_Pending] = deque()
+        self._now: _Cursor
+        self._stand(self._fresh())
         self._start()
 
     def __iter__(self) -> Loader:
@@ -185,8 +196,7 @@ class Loader(IterableDataset[Any]):
         self._plan_ahead()
         if not self._pending:
             self._ended = True
-            self._now = self._next_pass(self._now)
-            self._order = self._order_of(self._now)
+            self._stand(self._next_pass(_state_at(self._base, self._now)))
             self._restart_plan()
             raise StopIteration
         pending = self._pending.popleft()
@@ -225,7 +235,7 @@ class Loader(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the last batch that it gave out: numbers and texts, a few hundred bytes."""
-        return self._now.to_dict()
+        return _state_at(self._base, self._now).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state, also when iteration has begun.
@@ -234,8 +244,7 @@ class Loader(IterableDataset[Any]):
         datasets more: each goes on at its own count. UsageError when seed, shuffle or window differ, or when a state
         from inside a global batch meets another number of ranks; DatasetError when a dataset is missing or has changed.
         """
-        self._now = self._fit(State.from_dict(state))
-        self._order = self._order_of(self._now)
+        self._stand(self._fit(State.from_dict(state)))
         self._ended = False
         self._restart_plan()
 
@@ -355,6 +364,17 @@ class Loader(IterableDataset[Any]):
             raise UsageError("state: inside a global batch the mixture cannot change; save after whole global batches")
         return fitted if same else self._with_rates(fitted)
 
+    def _stand(self, state: State) -> None:
+        """Makes `state` the place to go on from."""
+        sources = state.sources
+        self._base = state
+        self._now = _Cursor(
+            tuple(s.count for s in sources), tuple(s.credit for s in sources), state.position, state.within
+        )
+        ends = (state.passes + 1) * (self.epochs or 0)
+        self._end = ends * sum(map(len, self.datasets))
+        self._order = self._order_of(state)
+
     def _order_of(self, state: State) -> Order:
         return Order(
             rows=tuple(map(len, self.datasets)),
@@ -389,9 +409,9 @@ class Loader(IterableDataset[Any]):
         self._restart_plan()
 
     def _restart_plan(self) -> None:
-        self._pending: deque[_Pending] = deque()
+        self._pending.clear()
         self._planned = self._now
-        self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], State] | None = None
+        self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None = None
 
     def _plan_ahead(self) -> None:
         while len(self._pending) < self._prefetch:
@@ -405,30 +425,25 @@ class Loader(IterableDataset[Any]):
             if end == self._slice:
                 self._planned, self._global = after, None
             else:
-                self._planned = replace(self._planned, within=end)
+                self._planned = self._planned._replace(within=end)
             self._submit(sources[begin:end], rows[begin:end])
 
-    def _plan_global(self, state: State) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], State] | None:
-        """Sources and rows of this rank's slice of the next global batch, and the state after it; None at the end."""
+    def _plan_global(self, now: _Cursor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None:
+        """Sources and rows of this rank's slice of the next global batch, and the place after it; None at the end."""
         positions = self.global_batch_size
         if self.epochs is not None:
-            left = sum(self._remaining(state))
+            left = self._end - sum(now.counts)
             if left == 0 or (left < positions and self.remainder == "drop"):
                 return None
             positions = min(positions, left)
-        place = Place(tuple(s.count for s in state.sources), tuple(s.credit for s in state.sources))
         begin = min(self.rank * self._slice, positions)
         end = min(begin + self._slice, positions)
-        sources, rows, after = self._order.take(place, positions, begin, end)
+        sources, rows, after = self._order.take(Place(now.counts, now.credits), positions, begin, end)
         missing = self._slice - len(rows)
         if missing:
             sources = np.concatenate([sources, np.full(missing, -1, np.int32)])
             rows = np.concatenate([rows, np.full(missing, -1, np.int64)])
-        counted = tuple(
-            replace(source, count=count, credit=credit)
-            for source, count, credit in zip(state.sources, after.counts, after.credits, strict=True)
-        )
-        return sources, rows, replace(state, position=state.position + positions, within=0, sources=counted)
+        return sources, rows, _Cursor(after.counts, after.credits, now.position + positions, 0)
 
     def _submit(self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64]) -> None:
         memory = self._slots.take()
@@ -439,32 +454,39 @@ class Loader(IterableDataset[Any]):
     def _finish(self, pending: _Pending) -> Batch:
         facts = pending.job.wait()
         shape = (self.batch_size, self.sequence_length)
+        columns = pending.columns
         dense = {
-            name: torch.from_numpy(column).view(shape)
+            name: torch.from_numpy(column.reshape(shape))
             for name, key in _COLUMNS.items()
-            if (column := pending.columns[key]) is not None
+            if (column := columns[key]) is not None
         }
-        ids, ids32 = pending.columns["ids"], pending.columns["ids32"]
+        ids, ids32 = columns["ids"], columns["ids32"]
+        given = ids if ids is not None else ids32
+        assert given is not None
         batch = Batch(
-            input_ids=torch.from_numpy(ids32 if ids is None else ids).view(shape),
-            cu_seqlens=torch.from_numpy(facts.cu_seqlens),
-            max_seqlen=facts.max_seqlen,
-            segment_numbers=torch.from_numpy(facts.numbers),
-            branches=torch.from_numpy(facts.branches),
-            pairs=torch.from_numpy(facts.pairs),
-            run_ends=torch.from_numpy(facts.run_ends),
-            run_roles=torch.from_numpy(facts.run_roles),
-            run_parts=torch.from_numpy(facts.run_parts),
-            run_loss=torch.from_numpy(facts.run_loss),
-            run_weights=torch.from_numpy(facts.run_weights),
-            sources=torch.from_numpy(pending.sources),
-            rows=torch.from_numpy(pending.rows),
-            n_loss=facts.n_loss,
-            state=pending.after.to_dict,
+            input_ids=torch.from_numpy(given.reshape(shape)),
+            max_seqlen=facts.max_seqlen(),
+            n_loss=facts.n_loss(),
+            facts=facts,
+            origin=(pending.sources, pending.rows),
+            state=partial(_state_dict, self._base, pending.after),
             dense=dense,
         )
         batch = self._slots.deliver(batch, pending.memory)
         return batch if ids is not None else replace(batch, input_ids=batch.input_ids.long())
+
+
+def _state_at(base: State, now: _Cursor) -> State:
+    """The whole state: what holds for the pass, and where it stands."""
+    sources = tuple(
+        replace(source, count=count, credit=credit)
+        for source, count, credit in zip(base.sources, now.counts, now.credits, strict=True)
+    )
+    return replace(base, position=now.position, within=now.within, sources=sources)
+
+
+def _state_dict(base: State, now: _Cursor) -> dict[str, Any]:
+    return _state_at(base, now).to_dict()
 
 
 def _core_source(dataset: Dataset) -> tuple[Any, ...]:

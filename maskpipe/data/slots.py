@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,19 +37,25 @@ class Columns:
     @property
     def size(self) -> int:
         """Bytes of a piece."""
-        return sum(self._bytes(name) for name in self.names)
+        return self._ends[-1][2] if self._ends else _LINE
 
     def split(self, memory: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any] | None]:
         """Every column of DTYPES: a view of the memory, or None."""
         out: dict[str, npt.NDArray[Any] | None] = dict.fromkeys(DTYPES)
-        begin = 0
-        for name in self.names:
-            out[name] = memory[begin : begin + self.tokens * np.dtype(DTYPES[name]).itemsize].view(DTYPES[name])
-            begin += self._bytes(name)
+        for name, begin, _, size in self._ends:
+            out[name] = memory[begin : begin + size].view(DTYPES[name])
         return out
 
-    def _bytes(self, name: str) -> int:
-        return -(-self.tokens * np.dtype(DTYPES[name]).itemsize // _LINE) * _LINE
+    @cached_property
+    def _ends(self) -> list[tuple[str, int, int, int]]:
+        """Name, begin, end (of whole lines) and bytes of each column."""
+        out, begin = [], 0
+        for name in self.names:
+            size = self.tokens * np.dtype(DTYPES[name]).itemsize
+            end = begin + -(-size // _LINE) * _LINE
+            out.append((name, begin, end, size))
+            begin = end
+        return out
 
 
 class HostSlots:
@@ -93,10 +100,7 @@ class DeviceSlots:
         self._copying.append((done, piece))
         current = torch.cuda.current_stream(self._device)
         current.wait_event(done)
-        for value in vars(moved).values():
-            if isinstance(value, torch.Tensor) and value.is_cuda:
-                value.record_stream(current)
-        for value in moved.dense.values():
+        for value in (moved.input_ids, *moved.flat.values(), *moved.dense.values()):
             value.record_stream(current)
         return moved
 

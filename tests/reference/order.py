@@ -14,6 +14,11 @@ def mix(x: int) -> int:
     return x ^ x >> 32
 
 
+def round_word(x: int) -> int:
+    x = x * 0xD6E8FEB86659FD93 & MASK
+    return (x ^ x >> 32) * 0xD6E8FEB86659FD93 & MASK
+
+
 def epoch_key(key: list[int], epoch: int) -> list[int]:
     state, out = mix((epoch + 0x9E3779B97F4A7C15) & MASK), []
     for k in range(4):
@@ -26,13 +31,13 @@ def permutation(key: list[int], size: int) -> list[int]:
     """The images of 0, 1, …: the network over all of [0, 2^bits), cycles cut down to [0, size)."""
     bits = max(2, (size - 1).bit_length())
     high, low = bits // 2, bits - bits // 2
-    rounds = 24 if bits <= 8 else 12 if bits <= 14 else 6 if bits <= 18 else 4
+    rounds = 24 if bits <= 8 else 6 if bits <= 12 else 4
 
     def network(x: int) -> int:
         left, right = x >> low, x & (1 << low) - 1
         for k in range(0, rounds, 2):
-            left ^= mix((right + key[k % 4] + k // 4) & MASK) & (1 << high) - 1
-            right ^= mix((left + key[(k + 1) % 4] + k // 4) & MASK) & (1 << low) - 1
+            left ^= round_word(right + key[k % 4] + k // 4) >> 64 - high
+            right ^= round_word(left + key[(k + 1) % 4] + k // 4) >> 64 - low
         return left << low | right
 
     out = []
