@@ -25,6 +25,7 @@ from maskpipe.guard import Guard, Limits
 from maskpipe.partitions import ShardPlan
 from maskpipe.records import map_chunk, sample_texts
 from maskpipe.shards.format import REGION_SIZE
+from maskpipe.shards.rows import plain_array
 from maskpipe.shards.writer import write_shard
 from maskpipe.sources import Chunk
 
@@ -153,7 +154,7 @@ def run_write(encoder: Encoder, task: WriteTask, guard: Guard) -> str:
     for name, rows in task.shard.stages:
         with pa.memory_map(str(partial / "stage" / name)) as file:
             table = pa.ipc.open_file(file).read_all()
-        tables.append(table if rows is None else table.take(pa.array(rows)))
+        tables.append(table if rows is None else table.take(plain_array(rows)))
     folder, documents = partial / task.folder, pa.concat_tables(tables)
     record = write_shard(folder, task.number, documents, task.shard.pieces, **task.settings)
     commit.commit(partial / "commits", task.name, record.to_dict())

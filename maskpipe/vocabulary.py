@@ -114,15 +114,22 @@ def entry_bytes(config: Config) -> dict[int, bytes]:
     model = config["model"]
     prefix = model.get("continuing_subword_prefix") or ""
     suffix = model.get("end_of_word_suffix") or ""
+    # In Latin-1 a character is its byte; what is no character of the alphabet becomes one that Latin-1 does not have.
+    latin = dict.fromkeys(range(256), "\uffff")
+    latin |= {ord(character): chr(byte) for character, byte in (alphabet or {}).items()}
     table: dict[int, bytes] = {}
     for entry, token in model_vocabulary(config).items():
         if prefix and entry.startswith(prefix):
             entry = entry[len(prefix) :]
         if suffix and entry.endswith(suffix):
             entry = entry[: -len(suffix)]
-        if alphabet is not None and all(character in alphabet for character in entry):
-            table[token] = bytes(alphabet[character] for character in entry)
-        elif fallback and (match := BYTE_ENTRY.fullmatch(entry)):
+        if alphabet is not None:
+            try:
+                table[token] = entry.translate(latin).encode("latin-1")
+                continue
+            except UnicodeEncodeError:
+                pass
+        if fallback and (match := BYTE_ENTRY.fullmatch(entry)):
             table[token] = bytes([int(match[1], 16)])
         else:
             table[token] = (entry.replace(mark, " ") if mark else entry).encode("utf-8", "surrogatepass")

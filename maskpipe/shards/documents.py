@@ -39,18 +39,20 @@ from maskpipe.shards.rows import (
     find_null,
     flat_list,
     list_array,
+    numbers,
     numpy_column,
     packed_runs,
+    plain_array,
     struct_array,
     structs,
 )
 
 _DENSE = (
-    ("input_ids", np.int32),
-    ("role_ids", np.uint8),
-    ("part_ids", np.uint8),
-    ("flags", np.uint8),
-    ("message_ids", np.int32),
+    ("input_ids", np.dtype(np.int32)),
+    ("role_ids", np.dtype(np.uint8)),
+    ("part_ids", np.dtype(np.uint8)),
+    ("flags", np.dtype(np.uint8)),
+    ("message_ids", np.dtype(np.int32)),
 )
 _SCALARS = ("source", "row", "turn", "pair", "branch", "parent", "score", "label")
 
@@ -79,30 +81,33 @@ def documents_to_table(documents: Sequence[Document]) -> pa.Table:
     TypeError when an array has another dtype than Document says, ValueError when its arrays differ in length;
     RecordError for a weight that is negative or not finite.
     """
+    dense: dict[str, list[npt.NDArray[Any]]] = {name: [] for name, _ in _DENSE}
     for document in documents:
         _check(document)
-    offsets = _offsets([len(document) for document in documents])
+        for name, arrays in dense.items():
+            arrays.append(getattr(document, name))
+    offsets = _offsets([len(document.input_ids) for document in documents])
 
-    def dense(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
-        return np.concatenate([np.empty(0, dtype), *(getattr(document, name) for document in documents)])
+    def joined(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *dense[name]])
 
     runs = _core.encode_runs(
-        dense("role_ids", np.uint8),
-        dense("part_ids", np.uint8),
-        dense("flags", np.uint8),
-        dense("message_ids", np.int32),
+        joined("role_ids", np.uint8),
+        joined("part_ids", np.uint8),
+        joined("flags", np.uint8),
+        joined("message_ids", np.int32),
         offsets,
     )
     packed = packed_runs(runs.run_ends, runs.run_roles, runs.run_parts, runs.run_flags, runs.run_messages)
-    weights = [_exceptions(document).tolist() for document in documents]
-    verdicts = [sorted(document.verdicts.items()) for document in documents]
+    weights = [[] if document.weights is None else _exceptions(document).tolist() for document in documents]
+    verdicts = [sorted((turn, int(verdict)) for turn, verdict in document.verdicts.items()) for document in documents]
     facts = np.zeros(len(documents), DOCUMENT_DTYPE)
     for name, missing in NULLS.items():
         facts[name] = missing
     for name in ("source", "row", "turn"):
         facts[name] = np.array([getattr(document, name) for document in documents], DOCUMENT_DTYPE[name])
     columns = {
-        "input_ids": list_array(offsets, pa.array(dense("input_ids", np.int32)), large=True),
+        "input_ids": list_array(offsets, plain_array(joined("input_ids", np.int32)), large=True),
         "runs": list_array(runs.run_offsets, struct_array(packed, RUN), large=True),
         "weights": _ragged(weights, WEIGHT_DTYPE, WEIGHT),
         "verdicts": _ragged(verdicts, VERDICT_DTYPE, VERDICT),
@@ -122,7 +127,7 @@ def table_of(
     """A table of DOCUMENT_SCHEMA from flat values and their offsets (int64 [documents + 1], from 0); positions count
     from each document's first token. `facts` is DOCUMENT_DTYPE [documents]."""
     columns = {
-        "input_ids": list_array(input_ids[1], pa.array(input_ids[0]), large=True),
+        "input_ids": list_array(input_ids[1], plain_array(input_ids[0]), large=True),
         "runs": list_array(runs[1], struct_array(runs[0], RUN), large=True),
         "weights": list_array(weights[1], struct_array(weights[0], WEIGHT)),
         "verdicts": list_array(verdicts[1], struct_array(verdicts[0], VERDICT)),
@@ -228,7 +233,7 @@ def _columns(batch: pa.RecordBatch) -> DocumentColumns:
     for name in _SCALARS:
         facts[name] = numpy_column(batch.column(name), name, DOCUMENT_DTYPE[name])
     return DocumentColumns(
-        input_ids=ids.to_numpy(zero_copy_only=True),
+        input_ids=numbers(ids),
         id_offsets=id_offsets,
         runs=structs(runs, RUN_DTYPE),
         run_offsets=run_offsets,
@@ -248,22 +253,28 @@ def _check_schema(table: pa.Table) -> None:
 
 
 def _check(document: Document) -> None:
-    where = f"document of source {document.source}, row {document.row}"
+    shape = (len(document.input_ids),)
     for name, dtype in _DENSE:
         array = getattr(document, name)
-        if array.dtype != dtype:
-            raise TypeError(f"{where}: {name} must be {np.dtype(dtype)}, got {array.dtype}")
-        if array.shape != (len(document),):
-            raise ValueError(f"{where}: {name} has shape {array.shape}, input_ids has {len(document)} tokens")
+        if array.dtype is not dtype and array.dtype != dtype:
+            raise TypeError(f"{_where(document)}: {name} must be {dtype}, got {array.dtype}")
+        if array.shape != shape:
+            raise ValueError(f"{_where(document)}: {name} has shape {array.shape}, input_ids has {shape[0]} tokens")
     if document.weights is not None:
         if document.weights.dtype != np.float32:
-            raise TypeError(f"{where}: weights must be float32, got {document.weights.dtype}")
+            raise TypeError(f"{_where(document)}: weights must be float32, got {document.weights.dtype}")
         if document.weights.shape != (len(document),):
             raise ValueError(
-                f"{where}: weights has shape {document.weights.shape}, input_ids has {len(document)} tokens"
+                f"{_where(document)}: weights has shape {document.weights.shape}, input_ids has {len(document)} tokens"
             )
         if not np.all(np.isfinite(document.weights) & (document.weights >= 0)):
-            raise RecordError(f"{where}: a weight is negative or not finite; weights must be at least 0", "bad_weight")
+            raise RecordError(
+                f"{_where(document)}: a weight is negative or not finite; weights must be at least 0", "bad_weight"
+            )
+
+
+def _where(document: Document) -> str:
+    return f"document of source {document.source}, row {document.row}"
 
 
 def _exceptions(document: Document) -> Structs:

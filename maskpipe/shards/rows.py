@@ -63,12 +63,12 @@ def to_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
     length = rows.input_ids.shape[1]
     arrays = [
         pa.FixedSizeListArray.from_arrays(
-            pa.array(rows.input_ids.reshape(-1)), type=sequence_schema(length).field("input_ids").type
+            plain_array(rows.input_ids.reshape(-1)), type=sequence_schema(length).field("input_ids").type
         ),
         list_array(rows.run_offsets, struct_array(rows.runs, RUN)),
         list_array(rows.document_offsets, _documents_array(rows)),
         list_array(rows.weight_offsets, struct_array(rows.weights, WEIGHT)),
-        pa.array(rows.n_loss),
+        plain_array(rows.n_loss),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -81,7 +81,7 @@ def from_batch(batch: pa.RecordBatch) -> Rows:
     verdict_offsets, verdicts = flat_list(documents.field("verdicts"))
     weight_offsets, weights = flat_list(batch.column("weights"))
     return Rows(
-        input_ids=ids.flatten().to_numpy(zero_copy_only=True).reshape(len(ids), ids.type.list_size),
+        input_ids=numbers(ids.flatten()).reshape(len(ids), ids.type.list_size),
         runs=structs(runs, RUN_DTYPE),
         run_offsets=run_offsets,
         documents=structs(documents, DOCUMENT_DTYPE),
@@ -90,7 +90,7 @@ def from_batch(batch: pa.RecordBatch) -> Rows:
         verdict_offsets=verdict_offsets,
         weights=structs(weights, WEIGHT_DTYPE),
         weight_offsets=weight_offsets,
-        n_loss=batch.column("n_loss").to_numpy(zero_copy_only=True),
+        n_loss=numbers(batch.column("n_loss")),
     )
 
 
@@ -293,7 +293,7 @@ def column_array(values: npt.NDArray[Any], field: pa.Field) -> pa.Array:
     """A column of NULLS's sentinels and values as an Arrow array of the field's type."""
     plain = values.copy()  # contiguous and aligned, which a field of packed structs is not
     if not field.nullable:
-        return pa.array(plain, type=field.type)
+        return plain_array(plain) if plain.dtype != bool else pa.array(plain, type=field.type)
     sentinel = NULLS[field.name]
     missing = np.isnan(plain) if plain.dtype.kind == "f" else plain == sentinel
     if missing.all():
@@ -307,13 +307,17 @@ def column_array(values: npt.NDArray[Any], field: pa.Field) -> pa.Array:
 def numpy_column(array: pa.Array, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The inverse of column_array. ValueError for a value that is not null and equals the sentinel."""
     if name in NULLS and not pa.types.is_boolean(array.type):
-        plain = array.drop_null().to_numpy(zero_copy_only=False)
+        plain = numbers(array.drop_null())
         if np.any(np.isnan(plain) if plain.dtype.kind == "f" else plain == NULLS[name]):
             raise ValueError(f"{name} holds {NULLS[name]}, which must be null")
+    if array.null_count == len(array):
+        return np.full(len(array), NULLS.get(name, 0), dtype)
     if array.null_count:
         array = array.cast(pa.int8()) if pa.types.is_boolean(array.type) else array
         array = array.fill_null(pa.scalar(NULLS[name], type=array.type))
-    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=dtype)
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    return numbers(array).astype(dtype)
 
 
 def structs(array: pa.StructArray, dtype: np.dtype[Any]) -> Structs:
@@ -324,19 +328,36 @@ def structs(array: pa.StructArray, dtype: np.dtype[Any]) -> Structs:
     return out
 
 
+def plain_array(values: npt.NDArray[Any]) -> pa.Array:
+    """Numbers without nulls as an Arrow array over the same memory. pa.array would import pandas where it is installed,
+    to ask whether this is a Series: half a second of each worker."""
+    contiguous = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(contiguous)])
+
+
+def numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """The inverse of plain_array: a read-only view of numbers without nulls."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if not len(array):
+        return np.empty(0, dtype)
+    values: npt.NDArray[Any] = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+    values.flags.writeable = False
+    return values
+
+
 def list_array(offsets: Int64, values: pa.Array, *, large: bool = False) -> pa.Array:
     """Lists over `values`; offsets start with 0. OverflowError when they do not fit the list's offset type."""
     item = pa.field("item", values.type, nullable=False)
     if large:
-        return pa.LargeListArray.from_arrays(pa.array(offsets), values, type=pa.large_list(item))
+        return pa.LargeListArray.from_arrays(plain_array(offsets), values, type=pa.large_list(item))
     if len(offsets) and offsets[-1] > np.iinfo(np.int32).max:
         raise OverflowError(f"{offsets[-1]} values do not fit one Arrow list column; use smaller batches")
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, type=pa.list_(item))
+    return pa.ListArray.from_arrays(plain_array(offsets.astype(np.int32)), values, type=pa.list_(item))
 
 
 def flat_list(array: pa.Array) -> tuple[Int64, pa.Array]:
     """Offsets from 0 and the flat values of a list array, whatever slice of its buffers it is."""
-    offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = numbers(array.offsets).astype(np.int64)
     return offsets - offsets[0], array.values.slice(offsets[0], offsets[-1] - offsets[0])
 
 
