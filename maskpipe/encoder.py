@@ -258,7 +258,7 @@ class Encoder:
                     alone = self.template.engine.trace(wrapped, lost.message + 1)
                 except TemplateError:
                     alone = whole
-                if not is_lost(alone, lost.path):
+                if not is_lost(alone, lost):
                     out.counts["fields_shortened_in_history"] += 1
                     continue
             if self.recipe.on_content_lost == "count" or (

@@ -27,6 +27,8 @@ class Lost:
     """In words: "dropped", "shown only in part", "a list printed as Python repr"."""
     text: str
     """The lost text, shortened."""
+    leaf: int = -1
+    """The number of its leaf; -1 for what was printed as Python repr."""
 
     def __str__(self) -> str:
         field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path).lstrip(".")
@@ -36,7 +38,6 @@ class Lost:
 def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
     """What the render lost of the first `messages` messages (None: all), the tools and the documents."""
     shown = _shown(trace)
-    scaffold: str | None = None
     out = []
     for number, leaf in enumerate(trace.leaves):
         ranges = shown[number]
@@ -46,9 +47,7 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
             continue  # all of it, once: the usual case
         if not _counts(leaf) or not (missing := _uncovered(leaf.text, ranges)):
             continue
-        if scaffold is None:
-            scaffold = _literal_text(trace)
-        lost = _lost(leaf, missing, scaffold)
+        lost = _lost(trace, number, missing)
         if lost is not None:
             out.append(lost)
     for message, what in trace.reprs:
@@ -57,16 +56,15 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
     return out
 
 
-def is_lost(trace: Trace, path: Path) -> bool:
-    """Did the render lose something of the field at `path`, or print the message at `path` as Python repr?"""
-    if any(_place(message) == path for message, _ in trace.reprs):
-        return True
-    for number, leaf in enumerate(trace.leaves):
-        if leaf.path == path and _counts(leaf):
-            missing = _uncovered(leaf.text, [shown_range(entry) for entry in trace.origins if entry[2] == number])
-            if missing and _lost(leaf, missing, _literal_text(trace)) is not None:
-                return True
-    return False
+def is_lost(trace: Trace, lost: Lost) -> bool:
+    """Does this render of the same conversation lose something of that field too?"""
+    if lost.leaf < 0:
+        return any(_place(message) == lost.path for message, _ in trace.reprs)
+    leaf = trace.leaves[lost.leaf]
+    first, last = trace.layout.own.get(leaf.message, (0, -1))
+    shown = [shown_range(entry) for entry in trace.origins[first : last + 1] if entry[2] == lost.leaf]
+    missing = _uncovered(leaf.text, shown)
+    return bool(missing) and _lost(trace, lost.leaf, missing) is not None
 
 
 def _place(message: int) -> Path:
@@ -82,13 +80,10 @@ def _shown(trace: Trace) -> list[list[tuple[int, int]]]:
     return shown
 
 
-def _literal_text(trace: Trace) -> str:
-    return "\0".join([trace.text[entry[0] : entry[1]] for entry in trace.origins if entry[2] < 0])
-
-
-def _lost(leaf: Leaf, missing: list[tuple[int, int]], scaffold: str) -> Lost | None:
+def _lost(trace: Trace, number: int, missing: list[tuple[int, int]]) -> Lost | None:
     """What is said of a leaf whose pieces `missing` no origin points to; None where the template writes them itself."""
-    pieces = [leaf.text[start:stop] for start, stop in missing if not _written(leaf.text[start:stop], scaffold)]
+    leaf = trace.leaves[number]
+    pieces = [leaf.text[start:stop] for start, stop in missing if not _written(leaf.text[start:stop], trace)]
     if not pieces:
         return None
     reasoning = leaf.part is Part.REASONING or missing[-1][1] <= end_of_inline_reasoning(leaf)
@@ -101,13 +96,15 @@ def _lost(leaf: Leaf, missing: list[tuple[int, int]], scaffold: str) -> Lost | N
         Part.REASONING if reasoning else leaf.part,
         "dropped by the template" if whole else "shown only in part",
         text if len(text) <= 60 else text[:57] + "...",
+        number,
     )
 
 
-def _written(piece: str, scaffold: str) -> bool:
+def _written(piece: str, trace: Trace) -> bool:
     """Does the template write the same by itself? Many write `true` where a condition finds a value true."""
     piece = piece.strip()
-    return piece in scaffold or (piece in ("True", "False") and piece.lower() in scaffold)
+    said = (piece, piece.lower()) if piece in ("True", "False") else (piece,)
+    return any(words in trace.text and words in trace.literal_text for words in said)
 
 
 def _counts(leaf: Leaf) -> bool:

@@ -135,28 +135,14 @@ class Trace:
         return origin.cut(origin.make(self.text, self.origins[first:last]), start, stop)._origins
 
     @cached_property
+    def literal_text(self) -> str:
+        """What the template wrote by itself, with a NUL wherever data stands between."""
+        return "\0".join([self.text[entry[0] : entry[1]] for entry in self.origins if entry[2] < 0])
+
+    @cached_property
     def layout(self) -> Layout:
         """Where each message's own text stands."""
-        own: dict[int, tuple[int, int]] = {}
-        data: list[int] = []
-        peaks: list[int] = []
-        literal: set[int] = set()
-        peak = -1
-        leaves = self.leaves
-        for number, entry in enumerate(self.origins):
-            source = entry[2]
-            if source < 0:
-                literal.add(source)
-                continue
-            leaf = leaves[source]
-            if leaf.part is Part.SCAFFOLD:
-                continue
-            message = leaf.message
-            own[message] = (own[message][0] if message in own else number, number)
-            peak = max(peak, message)
-            data.append(number)
-            peaks.append(peak)
-        return Layout(own, data, peaks, literal)
+        return _layout(self.origins, self.leaves)
 
 
 class Layout(NamedTuple):
@@ -170,6 +156,28 @@ class Layout(NamedTuple):
     """For each of these, the highest message up to it."""
     literal: set[int]
     """Sources of literal text."""
+
+
+def _layout(origins: tuple[origin.Origin, ...], leaves: list[Leaf]) -> Layout:
+    own: dict[int, tuple[int, int]] = {}
+    data: list[int] = []
+    peaks: list[int] = []
+    literal: set[int] = set()
+    peak = -1
+    for number, entry in enumerate(origins):
+        source = entry[2]
+        if source < 0:
+            literal.add(source)
+            continue
+        _, _, message, _, part = leaves[source]
+        if part is Part.SCAFFOLD:
+            continue
+        own[message] = (own[message][0] if message in own else number, number)
+        if message > peak:
+            peak = message
+        data.append(number)
+        peaks.append(peak)
+    return Layout(own, data, peaks, literal)
 
 
 def shown_range(entry: origin.Origin) -> tuple[int, int]:
@@ -294,10 +302,13 @@ class Engine:
                 "the template uses Jinja in a way that cannot be tracked (it prints another text); take out unusual "
                 "constructs such as autoescape blocks"
             )
-        if any(entry[2] == origin.UNKNOWN for entry in origins):
-            origins = _with_unknown_leaf(origins, wrapped.leaves)
-        trace = Trace(text, _coalesced(origins), wrapped.leaves, environment.reprs, wrapped.roles)
-        _ = trace.layout
+        whole = _coalesced(origins)
+        layout = _layout(whole, wrapped.leaves)
+        if origin.UNKNOWN in layout.literal:
+            whole = _coalesced(_with_unknown_leaf(origins, wrapped.leaves))
+            layout = _layout(whole, wrapped.leaves)
+        trace = Trace(text, whole, wrapped.leaves, environment.reprs, wrapped.roles)
+        trace.__dict__["layout"] = layout  # what the cached property would find, without its lock
         return trace
 
 
@@ -334,6 +345,8 @@ def _coalesced(origins: Iterable[origin.Origin]) -> tuple[origin.Origin, ...]:
 
 def _alias_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """transformers shows reasoning to templates as `reasoning_content` and `thinking`, whatever the data calls it."""
+    if "reasoning_content" not in message and "thinking" not in message and "reasoning" not in message:
+        return message
     reasoning = next((message[key] for key in REASONING_FIELDS if message.get(key) is not None), None)
     if reasoning is None:
         return message
