@@ -2,8 +2,8 @@
 
     python benchmarks/bench_prepare_memory.py [MiB of the small input]
 
-Prints JSON: peak resident MiB of the driver and of the largest worker for both inputs and their ratio; CPU seconds of
-the workers by wall seconds of the map step, for two workers. Partitions and shards are made so small that the input
+Prints JSON: peak resident MiB of the driver and of the largest worker for both inputs and their ratio; and how
+much of the map step both of two workers had a task. Chunks, partitions and shards are made so small that the input
 has several of them: beyond one partition nothing may grow but the lengths.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 from maskpipe import demo_data, partitions, pipeline
 from maskpipe.progress import Seen
 from maskpipe.recipe import Recipe
+from maskpipe.sources import limits
 from maskpipe.tokenizer import Tokenizer
 
 RECIPE = Recipe(sequence_length=2048, on_bad_record="reject", shard_size="4MiB")
@@ -72,36 +73,28 @@ def peak_mib(pid: int) -> float:
     return 0.0
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(source: Path, out: Path, workers: int, answer: Any) -> None:
+    limits.CHUNK_BYTES = 1 << 20
     partitions.PARTITION_TOKENS = 1 << 20
     partitions.PARTITION_SEQUENCES = 1
 
     workers_peak: dict[int, float] = {}
-    marks: list[tuple[float, float, float]] = []
+    marks: list[float] = []
+    watched = [0.0]  # CPU seconds of looking
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.2):
+        while not ended.wait(0.5):
             for pid in family(os.getpid()):
                 try:
                     workers_peak[pid] = max(workers_peak.get(pid, 0.0), peak_mib(pid))
                 except OSError:
                     continue
+            watched[0] = time.thread_time()
 
     def note(seen: Seen) -> None:
-        if seen.step == "map" or len(marks) < 2:
-            total = 0.0
-            for pid in family(os.getpid()):
-                try:
-                    total += cpu_seconds(pid)
-                except OSError:
-                    continue
-            marks.append((time.monotonic(), total, time.process_time()))
+        if seen.step == "map":
+            marks.append(time.process_time() - watched[0])
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -110,7 +103,7 @@ def measure(source: Path, out: Path, workers: int, answer: Any) -> None:
     )
     ended.set()
     watcher.join()
-    (begin, cpu, own), (end, cpu_end, own_end) = marks[0], marks[-1]
+    tasks = json.loads((out / "run.json").read_text())["tasks"]
     answer.send(
         {
             "mib_of_input": round(source.stat().st_size / 2**20, 1),
@@ -119,9 +112,9 @@ def measure(source: Path, out: Path, workers: int, answer: Any) -> None:
             "shards": len(made.manifest.shards),
             "driver_peak_mib": round(peak_mib(os.getpid()), 1),
             "worker_peak_mib": round(max(workers_peak.values()), 1),
-            "map_wall_seconds": round(end - begin, 2),
-            "map_worker_cpu_seconds": round(cpu_end - cpu, 2),
-            "map_driver_cpu_seconds": round(own_end - own, 2),
+            "map_driver_cpu_seconds": round(marks[-1] - marks[0], 2),
+            "map_busy_seconds": tasks["busy_seconds"]["map"],
+            "map_span_seconds": tasks["span_seconds"]["map"],
         }
     )
 
@@ -144,13 +137,12 @@ def main() -> None:
         directory = Path(given)
         write_chats(directory / "small.jsonl", size)
         write_chats(directory / "large.jsonl", 10 * size)
-        small = run(directory / "small.jsonl", directory / "small", 1)
+        small = run(directory / "small.jsonl", directory / "small", 2)
         large = run(directory / "large.jsonl", directory / "large", 2)
     ratios = {
         f"{who}_ratio": round(large[f"{who}_peak_mib"] / small[f"{who}_peak_mib"], 3) for who in ("driver", "worker")
     }
-    cores = min(2.0, os.cpu_count() or 1)
-    overlap = large["map_worker_cpu_seconds"] / large["map_wall_seconds"] / cores
+    overlap = large["map_busy_seconds"] / large["map_span_seconds"] / 2
     print(json.dumps({"small": small, "large": large, **ratios, "overlap_of_two_workers": round(overlap, 3)}, indent=1))
 
 

@@ -193,7 +193,13 @@ def prepare(
             if progress is not None:
                 progress(tally.seen("write", 1.0, pool.found.total()))
             shards = [_write(pool, side, partial, job, recipe, tokenizer) for side in sides]
-            finished = {"attempts": dict(pool.attempts), "found": dict(pool.found), "faults": dict(pool.faults)}
+            finished: dict[str, dict[str, Any]] = {
+                "attempts": dict(pool.attempts),
+                "found": dict(pool.found),
+                "faults": dict(pool.faults),
+            }
+            finished["busy_seconds"] = {kind: round(seconds, 2) for kind, seconds in pool.busy.items()}
+            finished["span_seconds"] = {kind: round(seconds, 2) for kind, seconds in pool.span.items()}
         tally.counts.update(sources.counts)
         run = {
             "backend": dataclasses.asdict(backend),

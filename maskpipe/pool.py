@@ -80,8 +80,11 @@ class Pool:
         """Tasks begun, by kind; `found`: tasks that were finished before; `faults`: workers lost, by the cause."""
         self.found: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.lost: list[int] = []
-        """Process ids of workers that were lost."""
+        self.busy: dict[str, float] = {}
+        """Seconds that workers had a task, from sending it to hearing its answer, by kind; `span`: from the first task
+        sent to the last answer. Two workers that always have one are busy for twice the span."""
+        self.span: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
         self._tokenizer = tokenizer
         self.recipe = recipe
         self.limits = limits or Limits()
@@ -122,7 +125,8 @@ class Pool:
             while ready and (worker := self._idle_worker()) is not None:
                 job = ready.popleft()
                 self.attempts[kind] += 1
-                worker.give(function, job)
+                self._begun.setdefault(kind, time.monotonic())
+                worker.give(kind, function, job)
             while given in done:
                 task, result = done.pop(given)
                 given += 1
@@ -176,6 +180,10 @@ class Pool:
         for worker in busy:
             assert worker.job is not None
             job, answer = worker.job, None
+            now = time.monotonic()
+            self.busy[worker.kind] = self.busy.get(worker.kind, 0.0) + now - worker.since
+            self.span[worker.kind] = now - self._begun[worker.kind]
+            worker.since = now
             if worker.connection in heard:
                 answer = worker.hear()
                 if answer is not None and "fault" not in answer:
@@ -191,7 +199,6 @@ class Pool:
             self._team.remove(worker)
             fault = fault or worker.cause()
             worker.end(kill=True)
-            self.lost.append(worker.pid)
             self.faults[fault] += 1
             yield job, _judge(job, fault, row)
 
@@ -263,6 +270,7 @@ class _Worker:
         theirs.close()
         self.pid = self._process.pid or 0
         self.job: _Job | None = None
+        self.kind, self.since = "", 0.0
         self._seen: tuple[int, float] = (0, 0.0)
         self._looked = 0.0
         self._still = self._stopped = 0.0
@@ -272,8 +280,8 @@ class _Worker:
         """The row that it is processing, -1 for none."""
         return int(self._note[0])
 
-    def give(self, function: Function, job: _Job) -> None:
-        self.job = job
+    def give(self, kind: str, function: Function, job: _Job) -> None:
+        self.job, self.kind, self.since = job, kind, time.monotonic()
         self._looked, self._still, self._stopped = time.monotonic(), 0.0, 0.0
         message = (function, job.task, job.condemned, job.faults > 0 or bool(job.condemned))
         # A pipe holds less than a chunk: were the worker stopped now, sending would wait for it.
