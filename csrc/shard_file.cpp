@@ -10,8 +10,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#define XXH_INLINE_ALL
-#include "vendor/xxhash.h"
+#include "hash.h"
 
 namespace maskpipe {
 namespace {
@@ -21,7 +20,7 @@ std::int64_t length_of(std::int64_t file_size, std::int64_t unit, std::int64_t n
 }
 
 std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length) {
-  return static_cast<std::uint32_t>(XXH3_64bits(bytes, static_cast<std::size_t>(length)));
+  return static_cast<std::uint32_t>(xxh3(bytes, static_cast<std::size_t>(length)));
 }
 
 void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
@@ -103,17 +102,14 @@ const std::uint8_t* ShardFile::prove_region(std::int64_t region, Scratch& scratc
     pread_exactly(file, scratch.region.data(), region * region_size, length);
     bytes = scratch.region.data();
   }
-  auto seals = std::make_unique<Seals>();
-  XXH3_state_t state;
-  XXH3_64bits_reset(&state);
-  for (std::int64_t page = 0; page * page_size < length; ++page) {  // both hashes while the page is in the cache
-    const std::uint8_t* at = bytes + page * page_size;
-    const std::int64_t of_page = length_of(length, page_size, page);
-    XXH3_64bits_update(&state, at, static_cast<std::size_t>(of_page));
-    if (verify_ == Verify::every_read) seals->pages[page] = seal(at, of_page);
-  }
-  if (XXH3_64bits_digest(&state) != hashes_[static_cast<std::size_t>(region)]) {
+  if (xxh3(bytes, static_cast<std::size_t>(length)) != hashes_[static_cast<std::size_t>(region)]) {
     throw WrongBytes{region, "its bytes are not what the manifest says"};
+  }
+  auto seals = std::make_unique<Seals>();
+  if (verify_ == Verify::every_read) {
+    for (std::int64_t page = 0; page * page_size < length; ++page) {
+      seals->pages[page] = seal(bytes + page * page_size, length_of(length, page_size, page));
+    }
   }
   Seals* expected = nullptr;
   if (seals_[static_cast<std::size_t>(region)].compare_exchange_strong(expected, seals.get())) (void)seals.release();
