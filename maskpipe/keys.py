@@ -1,41 +1,79 @@
 """What identifies a conversation by what it says: 16 bytes, equal for equal messages, tools, documents and arguments.
 
-    key_of(item)      BLAKE2b-128 of the canonical JSON text: key order as the data has it, since templates show it
-    in_share(key, w)  does its record belong to the share w? A function of the key, so the same when the data grows
+    key_of(item)       8 bytes of what is said, and 8 of everything, key order included, since templates show it
+    in_share(keys, w)  does their record belong to the share w? A function of the keys, so the same when the data grows
 
-The first 8 bytes, as a number, decide the side of a split, the last 8 which share of a source is taken, so the two are
-independent.
+The first 8 bytes are equal where the same is said by the same roles, whatever the shape of the record, its weights,
+tools or ids: they decide the side of a split, so that nothing is trained and validated on. Duplicates are equal in all
+16 bytes. The last 8 decide which share of a source is taken, so the two are independent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe.chat import Conversation, Text
+from maskpipe.chat import Conversation, Json, Text
+from maskpipe.errors import RecordError
 from maskpipe.recipe import Recipe
+from maskpipe.strict_json import parse
 
 SIZE = 16
 UInt64 = npt.NDArray[np.uint64]
 
 
 def key_of(item: Conversation | Text) -> bytes:
-    """The conversation's key. Weights count too: they decide what is trained."""
+    """The conversation's key. Weights count too, in its second half: they decide what is trained."""
     if isinstance(item, Text):
-        said: object = item.text
-    else:
-        said = [item.messages, item.tools, item.documents, item.chat_template_kwargs, item.weights]
-    text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=SIZE).digest()
+        return _digest(item.text) + _digest([item.text])
+    everything = [item.messages, item.tools, item.documents, item.chat_template_kwargs, item.weights]
+    return _digest([_said(message) for message in item.messages]) + _digest(everything)
+
+
+def _said(message: Mapping[str, Json]) -> list[Json]:
+    """Who says what: text in parts is one text, arguments are the same as an object and as its JSON text."""
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, str) or set(part) >= {"type", "text"} for part in content):
+        content = "".join(part if isinstance(part, str) else str(part["text"]) for part in content)
+    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    return [
+        message["role"], content or "", message.get("reasoning_content") or "",
+        [[call.get("name"), _sorted(call.get("arguments"))] for call in calls],
+    ]  # fmt: skip
+
+
+def _sorted(arguments: Json) -> str:
+    """The arguments as JSON text with sorted keys."""
+    if isinstance(arguments, str):
+        try:
+            arguments = parse(arguments)
+        except RecordError:
+            return str(arguments)
+    return json.dumps(arguments, ensure_ascii=False, sort_keys=True)
+
+
+def _digest(value: Json) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=SIZE // 2).digest()
 
 
 def are_needed(recipe: Recipe) -> bool:
     """Does the recipe compare conversations with each other, or take some several times?"""
-    return recipe.deduplicate or recipe.validation > 0 or any(weight > 1 for weight in recipe.source_weights.values())
+    return bool(compared(recipe))
+
+
+def compared(recipe: Recipe) -> list[str]:
+    """The settings of the recipe for which it does."""
+    settings = {
+        "deduplicate": recipe.deduplicate,
+        "validation": recipe.validation > 0,
+        "source_weights above 1": any(weight > 1 for weight in recipe.source_weights.values()),
+    }
+    return [name for name, active in settings.items() if active]
 
 
 def as_numbers(keys: bytes) -> UInt64:
@@ -45,7 +83,16 @@ def as_numbers(keys: bytes) -> UInt64:
 
 def in_share(keys: Sequence[bytes], share: float) -> bool:
     """Does a record with these conversations belong to a share of its source? The least key decides."""
-    return min(int.from_bytes(key[8:], "big") for key in keys) < threshold(share)
+    least = np.array([min(int.from_bytes(key[8:], "big") for key in keys)], np.uint64)
+    return bool(below(least, share)[0])
+
+
+def below(least: UInt64, share: float) -> npt.NDArray[np.bool_]:
+    """Per record, given the least number of its conversations: does it belong to the share? The number is mixed before,
+    since the least of several is small: a record of many conversations is taken no more often than another."""
+    mixed = (least ^ (least >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return np.asarray(mixed ^ (mixed >> np.uint64(32)) < np.uint64(threshold(share)))
 
 
 def threshold(share: float) -> int:

@@ -96,6 +96,11 @@ def merge(datasets: Sequence[str | Path], new: str | Path, *, allow_repeats: boo
         parts = [stack.enter_context(open_dataset(path)) for path in datasets]
         for part in parts[1:]:
             _check_alike(parts[0], part)
+        if parts[0].manifest.recipe["deduplicate"]:
+            raise UsageError(
+                f"{parts[0].path}: its recipe deduplicates, and what the datasets say alike is not known from them; "
+                "prepare all sources together"
+            )
         repeated = _repeated(parts, allow_repeats)
         chunks, rejects, dropped = _lists(parts)
         fingerprints = [part.manifest.fingerprint for part in parts]
@@ -141,8 +146,14 @@ def append(
                 f"{out}: its recipe compares all records with each other (deduplicate, validation), so new ones cannot "
                 "be put behind them; prepare all sources together"
             )
+        named = [name for name in ("source_caps", "source_weights") if dataset.manifest.recipe[name]]
+        if named:
+            raise UsageError(
+                f"{out}: its recipe has {' and '.join(named)}, which name its own sources and not new ones; prepare "
+                "all sources together"
+            )
         require_chunks(dataset, read_chunks(dataset.path, dataset.manifest))
-    more = Path(f"{os.path.abspath(new)}.more-{os.getpid()}")
+    more = Path(f"{os.path.abspath(new)}.more")  # the same name each time, so that a rerun goes on
     prepare(source, more, tokenizer=Tokenizer.load(out), recipe=recipe, split=split, workers=workers, progress=progress)
     try:
         return merge([out, more], new, allow_repeats=allow_repeats)

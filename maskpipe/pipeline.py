@@ -40,7 +40,7 @@ from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.fit import Finding, check_fit
 from maskpipe.guard import Limits
-from maskpipe.keys import are_needed
+from maskpipe.keys import are_needed, compared
 from maskpipe.pack import plan
 from maskpipe.partial import JOB, Partial, claim, partial_of, read_job, take_over
 from maskpipe.partitions import Stage, plan_shards
@@ -140,6 +140,8 @@ class Trial:
     findings: list[Finding]
     rejects: list[dict[str, Any]]
     seconds: float
+    not_tried: list[str]
+    """What of the recipe is decided over all records, so not in these figures: deduplicate, validation, …"""
 
     def __str__(self) -> str:
         return summary.of_trial(self)
@@ -257,6 +259,7 @@ def dry_run(
         loss_tokens=total.loss_tokens, sequences=rows, runs=total.runs, ended=ended,
         sequence_length=recipe.sequence_length, rejected=tally.rejected,
         findings=findings, rejects=tally.examples(), seconds=time.monotonic() - begun,
+        not_tried=compared(recipe),
     )  # fmt: skip
 
 
@@ -468,10 +471,10 @@ def _settle_backend(pool: Pool, chunks: Iterator[Chunk]) -> tuple[Iterator[Chunk
 
 
 def _nothing_left(tally: Tally) -> RecordError:
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally.rejected.most_common())
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in (tally.rejected + tally.left_out).most_common())
+    first = f". The first: {tally.examples()[0]['message']}" if tally.rejected else ""
     return RecordError(
-        f"no record is left of {tally.records:,} ({reasons}); nothing was written. The first: "
-        f"{tally.examples()[0]['message']}",
+        f"no record is left of {tally.records:,} ({reasons}); nothing was written{first}",
         reason="nothing_left",
     )
 

@@ -5,8 +5,9 @@
 
 The result is, byte for byte, what `prepare` makes of the same sources with that sequence length. Where this cannot be
 known from the dataset, repack refuses: rows that grow where documents were cut or dropped for length, and rows that
-shrink where a record would be rejected, or documents were cut before. Memory: the facts of each document (about 100
-bytes), one chunk, and one shard.
+shrink where a record would be rejected, or documents were cut before. What chunks.jsonl counts of records that are not
+in the dataset, duplicates and the other side of a split, stays as it was counted with the old rows.
+Memory: the facts of each document (about 100 bytes), one chunk, and one shard.
 """
 
 from __future__ import annotations
@@ -230,7 +231,10 @@ class _Documents:
         self._policy = Policy.of(recipe)
 
     def stages(self, places: _Places) -> Iterator[Stage]:
-        """The stages, in the order of the chunks; afterwards chunks, dropped and counts are complete."""
+        """The stages, in the order of the chunks, then those of the repeated documents as prepare has them; afterwards
+        chunks, dropped and counts are complete."""
+        weighted = any(weight > 1 for weight in self._recipe.source_weights.values())
+        repeats: dict[int, list[Stage]] = defaultdict(list)
         entries = listed(self._dataset, DROPPED)
         origins = np.zeros(len(entries), DOCUMENT_DTYPE)
         origins["source"], origins["row"] = [e["source"] for e in entries], [e["row"] for e in entries]
@@ -244,6 +248,7 @@ class _Documents:
             lengths: list[int] = []
             if number in places:
                 table, facts = _entries(places[number])
+                copy = self._copies(table, facts) if weighted else None
                 with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, DOCUMENT_SCHEMA) as writer:
                     for part in self._fitted(table, facts, out, after):
                         writer.write_table(part)
@@ -251,7 +256,32 @@ class _Documents:
             self.dropped += sorted(before[number] + after, key=lambda entry: int(entry["row"]))
             self.counts.update(out.counts)
             self.chunks[number] = replace(chunk, counts=Counter(chunk.counts) + out.counts)
-            yield Stage(str(path), np.array(lengths, np.int32))
+            sizes = np.array(lengths, np.int32)
+            if number not in places or copy is None:
+                yield Stage(str(path), sizes)
+                continue
+            for turn in range(int(copy.max()) + 1):
+                rows = np.flatnonzero(copy == turn).astype(np.int32)
+                repeats[turn].append(Stage(str(path), sizes[rows], rows))
+            yield repeats[0].pop()
+        for turn in sorted(repeats):
+            yield from repeats[turn]
+
+    def _copies(self, table: pa.Table, facts: Any) -> Int64:
+        """[documents] which copy each is, 0 the first, where the recipe takes sources several times. UsageError where
+        copies cannot be told from pieces: documents that were cut, or are too long now."""
+        limit = _limit(self._recipe)
+        tokens = np.diff(table["input_ids"].combine_chunks().offsets.to_numpy())
+        odd = np.flatnonzero((tokens > limit) | (tokens != facts["length"]))
+        if len(odd) or self._recipe.on_too_long == "split":
+            where = facts[int(odd[0]) if len(odd) else 0]
+            raise UsageError(
+                f"{self._dataset.path}: its recipe takes sources several times (source_weights), and record "
+                f"{where['row']} of source {where['source']} may be in pieces; prepare its sources anew"
+            )
+        own = np.stack([facts["row"], conversations(table), facts["turn"]])
+        begins = np.flatnonzero(np.any(np.diff(own, axis=1, prepend=own[:, :1] - 1) != 0, axis=0))
+        return np.arange(len(facts)) - np.repeat(begins, np.diff([*begins, len(facts)]))
 
     def _fitted(self, table: pa.Table, facts: Any, out: Encoded, dropped: list[dict[str, Any]]) -> Iterator[pa.Table]:
         """The documents of a chunk as the recipe wants them; runs of documents that stay as they are, in one piece."""

@@ -3,7 +3,7 @@
     keys of all conversations ─▶ duplicates (the first stays) ─▶ the side of each record ─▶ stages of each side
 
 The side of a record is decided by the least key among its conversations, so all its branches are on one side. Records
-that share a conversation are on one side too: the least key among all of them decides.
+that share what a conversation says are on one side too: the least key among all of them decides.
 A function of the keys in the order of the sources; memory: 16 bytes per conversation and 4 for its row, 8 per document.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpipe.errors import RecordError
-from maskpipe.keys import UInt64, threshold
+from maskpipe.keys import UInt64, below
 from maskpipe.partitions import Stage
 from maskpipe.recipe import Recipe
 
@@ -88,7 +88,7 @@ class Selection:
         self._first = _first_places(keys) if recipe.deduplicate else None
         starts = [np.diff(chunk.rows, prepend=-1) != 0 for chunk in chunks]
         record = np.cumsum(np.concatenate([np.zeros(0, bool), *starts])) - 1
-        self._validation = _on_validation(keys[:, 0], keys, record, recipe.validation) if self._split else None
+        self._validation = _on_validation(keys[:, 0], record, recipe.validation) if self._split else None
         self._shares = _least(keys[:, 1], record)[record] if len(record) else keys[:, 1]
 
     def sides(self, documents: Callable[[int], ChunkDocuments]) -> list[Side]:
@@ -131,7 +131,7 @@ class Selection:
     def _times(self, source: int, here: slice) -> Int32:
         """How often each conversation's documents are taken."""
         whole, part = divmod(max(1.0, self._weights[source]), 1.0)
-        return (int(whole) + (self._shares[here] < np.uint64(threshold(part)))).astype(np.int32)
+        return (int(whole) + (below(self._shares[here], part))).astype(np.int32)
 
     def duplicates(self) -> Iterator[Duplicate]:
         """The records that are left out because all they say stands earlier."""
@@ -180,16 +180,15 @@ def _least(values: UInt64, record: npt.NDArray[np.int64]) -> UInt64:
     return np.asarray(np.minimum.reduceat(values, np.flatnonzero(np.diff(record, prepend=-1))))
 
 
-def _on_validation(values: UInt64, keys: UInt64, record: npt.NDArray[np.int64], share: float) -> Bool:
-    """Per conversation: is its record on the validation side?"""
+def _on_validation(keys: UInt64, record: npt.NDArray[np.int64], share: float) -> Bool:
+    """Per conversation: is its record on the validation side? `keys`: of what is said."""
     if not len(record):
         return np.zeros(0, bool)
-    least = _least(values, record)
+    least = _least(keys, record)
     several = (np.bincount(record) > 1)[record]
     if several.any():
         # Only conversations that some record of several has can tie records together.
-        _, same = np.unique(keys, axis=0, return_inverse=True)
-        same = same.reshape(-1)
+        _, same = np.unique(keys, return_inverse=True)
         tied = np.zeros(int(same.max()) + 1, bool)
         tied[same[several]] = True
         at = np.flatnonzero(tied[same])
@@ -200,4 +199,4 @@ def _on_validation(values: UInt64, keys: UInt64, record: npt.NDArray[np.int64], 
             np.minimum.at(least, record[at], of_key[same[at]])
             if np.array_equal(before, least):
                 break
-    return np.asarray((least < np.uint64(threshold(share)))[record])
+    return below(least, share)[record]

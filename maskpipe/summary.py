@@ -71,6 +71,7 @@ def of_trial(trial: Trial) -> str:
         *_reject_lines(trial.records, trial.rejected, trial.rejects, "prepare lists them in rejects.jsonl"),
         *_proof_lines(trial.counts),
         *_counted_lines(trial.counts),
+        *([f"not tried {', '.join(trial.not_tried)}: decided over all records"] if trial.not_tried else []),
         "next      the same command without --dry-run",
     ]
     return "\n".join(lines)
@@ -146,6 +147,7 @@ def trial_dict(trial: Trial) -> dict[str, Any]:
         "counts": _nonzero(trial.counts),
         "findings": _findings(trial.findings),
         "rejects": trial.rejects,
+        "not_tried": trial.not_tried,
         "seconds": round(trial.seconds, 3),
     }
 

@@ -57,6 +57,9 @@ def test_a_prompt_up_to_the_assistants_name_is_the_chat_before_the_answer() -> N
     ("text", "reason", "says"),
     [
         ("Human: a\n\nAssistant: b\nHuman: c", "ambiguous_transcript", "'Human' at character 23"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d", "ambiguous_transcript", "'User' at character 26"),
+        ("\n\nHuman: fix\n\nassistant: x\n\nAssistant: d", "ambiguous_transcript", "'assistant' at character 14"),
+        ("user: a\nassistant: b:\nHuman: c\nAssistant: d", "ambiguous_transcript", "'Human' at character 22"),
         ("\n\nHuman: a\n\nAssistant:", "bad_transcript", "answer is missing"),
         ("Once upon a time", "bad_json_column", "JSON text of messages"),
     ],

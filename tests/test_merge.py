@@ -10,7 +10,7 @@ import pytest
 
 import maskpipe
 from maskpipe import demo_data, merge, partitions, repack
-from maskpipe.errors import DatasetError, UsageError
+from maskpipe.errors import DatasetError, RecordError, UsageError
 from maskpipe.recipe import Recipe
 from maskpipe.shards.verify import verify
 from maskpipe.sources import limits
@@ -158,3 +158,27 @@ def test_damage_and_taken_names_publish_nothing(three: tuple[list[Any], list[Pat
     with pytest.raises(UsageError, match="at least two"):
         merge.merge([copy], tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_deduplicated_datasets_are_not_merged(tmp_path: Path) -> None:
+    """They may say the same, and nothing in them tells."""
+    for name, records in (("a", [chat(1, 5), chat(2, 5)]), ("b", [chat(2, 5), chat(3, 5)])):
+        prepare(records, tmp_path / name, deduplicate=True)
+    with pytest.raises(UsageError, match=r"its recipe deduplicates.*prepare all sources together"):
+        merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_append_says_that_caps_and_weights_name_other_sources(tmp_path: Path) -> None:
+    prepare([chat(1, 5)], tmp_path / "a", source_weights={"iterable": 2.0})
+    with pytest.raises(UsageError, match="its recipe has source_weights, which name its own sources"):
+        merge.append(tmp_path / "a", [chat(2, 5)], tmp_path / "all")
+
+
+def test_an_append_that_was_stopped_goes_on_under_the_same_name(tmp_path: Path) -> None:
+    prepare([chat(1, 5)], tmp_path / "a")
+    with pytest.raises(RecordError):
+        merge.append(tmp_path / "a", [chat(2, 5), {"messages": 3}], tmp_path / "all")
+    assert [path.name for path in tmp_path.iterdir() if "all" in path.name] in ([], ["all.more.partial"])
+    merge.append(tmp_path / "a", [chat(2, 5)], tmp_path / "all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "all"]

@@ -184,6 +184,19 @@ def test_what_is_allowed_equals_prepare_and_what_is_not_says_why(
 # -- what is refused
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_sources_taken_several_times_are_as_prepare_has_them(tmp_path: Path) -> None:
+    records = [chat(1 + row % 3, 4) for row in range(40)] + [tree(row) for row in range(10)]
+    recipe = {"source_weights": {"iterable": 2.5}, "validation": 0.2, "on_bad_record": "reject"}
+    for length in (1024, 512):
+        prepare(records, tmp_path / f"{length}", sequence_length=length, **recipe)
+    for side in ("train", "validation"):
+        repack.repack(tmp_path / "1024" / side, tmp_path / side, sequence_length=512)
+        assert bytes_of(tmp_path / side) == bytes_of(tmp_path / "512" / side)
+    with pytest.raises(UsageError, match="source_weights"):
+        repack.repack(tmp_path / "1024/train", tmp_path / "short", sequence_length=32)
+
+
 def test_rows_do_not_grow_where_documents_were_cut(tmp_path: Path) -> None:
     prepare([chat(6, 12)] * 3, tmp_path / "out", sequence_length=160)
     with pytest.raises(UsageError, match=r"3 documents were cut for being longer than 160 tokens.*prepare it anew"):

@@ -19,8 +19,9 @@ import maskpipe
 from maskpipe import demo_data, partitions
 from maskpipe.chat import read_all
 from maskpipe.errors import DatasetError, RecordError, UsageError
-from maskpipe.keys import SIZE, as_numbers, key_of, threshold
+from maskpipe.keys import SIZE, as_numbers, in_share, key_of, threshold
 from maskpipe.partitions import Stage
+from maskpipe.pipeline import dry_run
 from maskpipe.recipe import Recipe
 from maskpipe.selection import ChunkDocuments, ChunkKeys, Selection
 from maskpipe.shards.verify import verify
@@ -120,6 +121,80 @@ def test_keys_are_equal_for_equal_conversations_only() -> None:
     other.append({"messages": [one["messages"][0], {**one["messages"][1], "weight": 0}]})
     other.append({"messages": [dict(reversed(message.items())) for message in one["messages"]]})
     assert len({key(value) for value in [one, *other]}) == 1 + len(other)
+
+
+def test_what_says_the_same_is_on_one_side_whatever_its_shape() -> None:
+    """Weights, tools, ids, key order, parts or another format must not carry a conversation to the other side."""
+    call = {"name": "f", "arguments": {"a": 1, "b": "x"}}
+    said = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "1", "content": "out"},
+        {"role": "assistant", "content": "a"},
+    ]
+    block = {"type": "tool_use", "id": "7", "name": "f", "input": {"b": "x", "a": 1}}
+    text_call = {"type": "function", "function": {**call, "arguments": '{"b": "x", "a": 1}'}}
+    shapes: list[Any] = [
+        {"messages": said},
+        {"messages": said, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"messages": said, "chat_template_kwargs": {"x": 1}},
+        {"messages": [*said[:3], {**said[3], "weight": 0.5, "id": 9}]},
+        {"messages": [dict(reversed(message.items())) for message in said]},
+        {"messages": [said[0], {"role": "assistant", "content": None, "tool_calls": [text_call]}, *said[2:]]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, *said[1:]]},
+        {
+            "messages": [
+                said[0],
+                {"role": "assistant", "content": [block]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "7", "content": "out"}]},
+                said[3],
+            ]
+        },
+    ]  # fmt: skip
+    keys = [key_of(item) for value in shapes for item in read_all(value, Recipe()).items]
+    assert len(keys) == len(shapes) == len(set(keys)), "none is an exact duplicate"
+    assert len({key[:8] for key in keys}) == 1, "all are on one side"
+    others = [
+        {"messages": [*said[:3], {"role": "assistant", "content": "b"}]},
+        {"messages": [{"role": "system", "content": "q"}, *said[1:]]},
+        {"messages": said[:1] + said[3:]},
+        {"messages": [said[0], {**said[1], "reasoning_content": "hm"}, *said[2:]]},
+    ]
+    assert len({key_of(read_all(value, Recipe()).items[0])[:8] for value in [shapes[0], *others]}) == 5
+
+
+def test_records_of_many_conversations_are_taken_no_more_often_than_others() -> None:
+    numbers = np.random.default_rng(1).integers(0, 2**64, (3000, 20, 2), np.uint64)
+    rows = np.repeat(np.arange(3000, dtype=np.int32), 20)
+    chunk = ChunkKeys(0, 0, numbers.reshape(-1, 2), rows)
+    documents = ChunkDocuments("f", np.ones(60000, np.int32), np.arange(60000, dtype=np.int32))
+    sides = Selection([chunk], Recipe(validation=0.05), [1.25]).sides(lambda number: documents)
+    assert abs(sides[1].kept / 3000 - 0.05) < 0.016
+    repeated = sum(count["documents_repeated"] for count in sides[0].counts)
+    assert abs(repeated / (20 * sides[0].kept) - 0.25) < 0.04
+    keys = [[pair.astype(">u8").tobytes() for pair in record] for record in numbers]
+    assert abs(np.mean([in_share(record, 0.25) for record in keys]) - 0.25) < 0.04
+
+
+def test_a_file_named_twice_is_an_error(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", [record(1)])
+    with pytest.raises(UsageError, match=r"a\.jsonl is named twice.*--source-weight"):
+        maskpipe.prepare([a, str(tmp_path / "*.jsonl")], tmp_path / "out", tokenizer=TOKENIZER, recipe=RECIPE)
+
+
+def test_where_no_record_is_selected_it_says_so(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", [record(1), record(2)])
+    recipe = dataclasses.replace(RECIPE, source_weights={a: 1e-12})
+    with pytest.raises(RecordError, match=r"no record is left of 2 \(2 not_selected\); nothing was written"):
+        maskpipe.prepare(a, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
+
+
+def test_a_dry_run_names_what_it_does_not_try() -> None:
+    recipe = dataclasses.replace(RECIPE, validation=0.5, deduplicate=True, source_weights={"iterable": 2.0})
+    trial = dry_run([record(1)], tokenizer=TOKENIZER, recipe=recipe)
+    assert trial.not_tried == ["deduplicate", "validation", "source_weights above 1"]
+    assert "not tried deduplicate, validation, source_weights above 1: decided over all records" in str(trial)
+    assert "not tried" not in str(dry_run([record(1)], tokenizer=TOKENIZER, recipe=RECIPE))
 
 
 def test_a_share_is_that_share() -> None:

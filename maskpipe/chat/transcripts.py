@@ -6,8 +6,9 @@
 A string is a transcript when it begins, perhaps after an empty line, with `Human:`, `User:`, `Assistant:` or `System:`,
 with one of the small names user, assistant, system, tool, or with a name that `--map-role` maps. In a string that
 begins with an empty line, turns begin after empty lines only. Else capital names must all follow an empty line, or
-none of them may: a transcript of both kinds can be cut in two ways, so it is refused. One space after the colon belongs
-to the name; everything else is what was said.
+none of them may: a transcript of both kinds can be cut in two ways, so it is refused. So is one that calls its turns in
+two ways (Human and User, or Assistant and assistant): one of them may be part of what was said. One space after the
+colon belongs to the name; everything else is what was said.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def read_transcript(text: str, path: Path, recipe: Recipe, *, prompt: bool = Fal
                 "break, others follow an empty line. Is it a turn, or part of what was said? Give the chat as messages",
                 reason="ambiguous_transcript",
             )
+    _refuse_two_ways(marks, path, recipe)
     chat = Chat()
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         end = len(text) if following is None else following.start() - (2 if blank else 1)
@@ -75,6 +77,25 @@ def read_transcript(text: str, path: Path, recipe: Recipe, *, prompt: bool = Fal
             )
         chat.add({"role": role, "content": said}, (*path, start, end))
     return chat
+
+
+def _refuse_two_ways(marks: list[re.Match[str]], path: Path, recipe: Recipe) -> None:
+    """Names that no one transcript uses together, those apart that the recipe maps."""
+    firsts: dict[str, re.Match[str]] = {}
+    for mark in marks:
+        if mark[1] not in recipe.roles:
+            firsts.setdefault(mark[1], mark)
+    small, capital = [name for name in firsts if name in _SMALL], [name for name in firsts if name in _CAPITAL]
+    if not (small and capital) and not {"Human", "User"} <= firsts.keys():
+        return
+    one = next(iter(firsts))
+    clashing = {"Human", "User"} if not (small and capital) else set(capital if one in small else small)
+    two = next(name for name in firsts if name in clashing and name != one)
+    raise RecordError(
+        f"{json_path(path)}: an ambiguous transcript: turns are called {one!r}, and {two!r} at character "
+        f"{firsts[two].start()}. Is it a turn, or part of what was said? Give the chat as messages",
+        reason="ambiguous_transcript",
+    )
 
 
 @lru_cache

@@ -114,8 +114,23 @@ def open_sources(source: Any, recipe: Recipe | None = None, *, split: str | None
             ignored += skipped
         else:
             sources.append(from_object(entry, split))
+    _refuse_twice(sources)
     if not sources:
         raise UsageError("no source given: pass a file, a directory, a dataset or an iterable of dicts")
     opened = Sources(sources, recipe or Recipe())
     opened.counts["ignored_files"] = ignored
     return opened
+
+
+def _refuse_twice(sources: list[Source]) -> None:
+    """UsageError where one file is named twice: its records would be there twice, counted nowhere."""
+    seen: dict[Path, Source] = {}
+    for source in sources:
+        if source.file is None:
+            continue
+        first = seen.setdefault(source.file.resolve(), source)
+        if first is not source:
+            raise UsageError(
+                f"{source.file} is named twice, by {first.given} and by {source.given}: name it once, and to take its "
+                f"records twice say --source-weight {first.given}=2"
+            )

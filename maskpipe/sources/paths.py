@@ -105,7 +105,7 @@ def _suffix(path: Path) -> str:
 
 
 def _from_file(path: Path, name: str) -> Source:
-    return replace(_file_of_a_kind(path, name), size=path.stat().st_size)
+    return replace(_file_of_a_kind(path, name), size=path.stat().st_size, file=path)
 
 
 def _file_of_a_kind(path: Path, name: str) -> Source:

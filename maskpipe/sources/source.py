@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from maskpipe.sources.chunk import Chunk
@@ -53,3 +54,4 @@ class Source:
     """What the user named, such as a directory or a pattern that this file belongs to; "" for an object."""
     size: int | None = None
     """Bytes of the file, None for what is no file."""
+    file: Path | None = None

@@ -17,6 +17,13 @@ class Expected:
     duplicates: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
+def mixed(number: int) -> int:
+    """64 bits of which each depends on every bit of the number."""
+    for _ in range(2):
+        number = (number ^ number >> 32) * 0xD6E8FEB86659FD93 % 2**64
+    return number ^ number >> 32
+
+
 def expected_sides(
     chunks: Sequence[ChunkKeys],
     documents: Sequence[ChunkDocuments],
@@ -38,15 +45,15 @@ def expected_sides(
     def connected(owner: tuple[int, int]) -> set[tuple[int, int]]:
         found, todo = {owner}, [owner]
         while todo:
-            said = {keys[conversation] for conversation in of_record[todo.pop()]}
+            said = {keys[conversation][0] for conversation in of_record[todo.pop()]}
             for other, conversations in of_record.items():
-                if other not in found and said & {keys[conversation] for conversation in conversations}:
+                if other not in found and said & {keys[conversation][0] for conversation in conversations}:
                     found.add(other)
                     todo.append(other)
         return found
 
     def least(owners: set[tuple[int, int]], column: int) -> float:
-        return min(keys[c][column] for owner in owners for c in of_record[owner]) / 2.0**64
+        return mixed(min(keys[c][column] for owner in owners for c in of_record[owner])) / 2.0**64
 
     names = ["train", "validation"] if validation else [""]
     out = {name: Expected() for name in names}
