@@ -162,6 +162,11 @@ class Tokenizer:
         self.fingerprint = digest.hexdigest()
         config = check_config(self._json("tokenizer.json"), name)
         self._config: Config = {key: config.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")}
+        if not hasattr(tokenizers.Tokenizer, "from_str"):
+            raise UsageError(
+                f"tokenizers {tokenizers.__version__} has neither parts of a tokenizer nor added tokens to ask for, with "
+                "which data is kept from writing control tokens; install tokenizers<1"
+            )
         try:
             self._library = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"].decode())
         except (KeyboardInterrupt, SystemExit):
