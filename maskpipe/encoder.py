@@ -224,7 +224,7 @@ class Encoder:
     def _chat_documents(self, chat: _Chat, drafts: list[_Draft], ids: list[Int32], out: Encoded) -> list[Document]:
         counts: Counter[str] = Counter()
         documents = [self._document(chat, draft, given, counts) for draft, given in zip(drafts, ids, strict=True)]
-        behind_a_cut = self._turns_behind_a_cut(documents, chat.turns)
+        behind_a_cut = self._turns_behind_a_cut(documents, chat.turns) if "cuts" in counts else set()
         if behind_a_cut:
             out.turns = [_set_apart(turn) if turn.message in behind_a_cut else turn for turn in chat.turns]
             chat = self._plan(chat.record, chat.wrapped, chat.whole, out.turns)
@@ -472,9 +472,9 @@ def _set_apart(turn: Turn) -> Turn:
     return replace(turn, verdict=turn.verdict | Verdict.HISTORY_DIFFERS, reason="an earlier cut changes its context")
 
 
-def has_loss(flags: npt.NDArray[np.uint8]) -> bool:
-    """Does any token get loss?"""
-    return bool((flags & _LOSS).any())
+def count_loss(document: Document) -> int:
+    """How many tokens get loss."""
+    return int(np.count_nonzero(document.flags & _LOSS))
 
 
 _LOSS = np.uint8(Flag.LOSS)
@@ -553,7 +553,7 @@ def _fit(documents: list[Document], recipe: Recipe, out: Encoded) -> list[Docume
 def _trainable(documents: list[Document], out: Encoded) -> list[Document]:
     kept = []
     for document in documents:
-        if has_loss(document.flags):
+        if count_loss(document):
             kept.append(document)
         else:
             out.counts["tokens_dropped_nothing_to_train"] += len(document)

@@ -16,7 +16,7 @@ from maskpipe.branches import encode_all
 from maskpipe.chat import Conversation, Read, read_all
 from maskpipe.commit import pack_array, unpack_array
 from maskpipe.document import Document
-from maskpipe.encoder import Encoder
+from maskpipe.encoder import Encoder, count_loss
 from maskpipe.errors import MaskpipeError, RecordError
 from maskpipe.guard import UNGUARDED, Guard
 from maskpipe.keys import are_needed, as_numbers, in_share, key_of
@@ -193,7 +193,7 @@ def add_records(
             document_keys.extend(place[number] for number in branches.of)
             key_rows.extend([row - chunk.first_row] * len(used))
             keys += b"".join(own[number] for number in used)
-        out.loss_tokens += sum(int(document.loss_mask.sum()) for document in encoded.documents)
+        out.loss_tokens += sum(map(count_loss, encoded.documents))
         lengths += [len(document) for document in encoded.documents]
         for item in parsed.items:
             if isinstance(item, Conversation):

@@ -164,7 +164,7 @@ class Tokenizer:
         self._config: Config = {key: config.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")}
         if not hasattr(tokenizers.Tokenizer, "from_str"):
             raise UsageError(
-                f"tokenizers {tokenizers.__version__} has neither parts of a tokenizer nor added tokens to ask for, with "
+                f"tokenizers {tokenizers.__version__} does not tell parts and added tokens of a tokenizer, with "
                 "which data is kept from writing control tokens; install tokenizers<1"
             )
         try:
