@@ -1,7 +1,7 @@
 """The command line: one function per command, no logic. stdout is data, stderr is talk.
 
 Exit codes: 0 clean, 1 findings (verify), 2 could not run, 130 interrupted. What a command needs is imported when it
-runs, so that `maskpipe --help` is quick; torch is never imported.
+runs, so that `maskpipe --help` is quick; only probe imports torch.
 """
 
 from __future__ import annotations
@@ -229,6 +229,52 @@ def verify(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *
         return FINDINGS
     _print(summary.verified_dict(verified) if format == "json" else summary.of_verified(out, verified))
     return CLEAN
+
+
+@app.command(usage="Usage: maskpipe probe MODEL [OPTIONS]", sort_key=7)
+def probe(
+    model: Annotated[str, Parameter(group=_INPUT, help="Directory of a transformers model, or a hub name org/name.")],
+    /,
+    *,
+    attn_implementation: Annotated[
+        list[str] | None,
+        Parameter(
+            group=_INPUT, negative=(), help="eager, sdpa, …; may be given again. What the model has, by default."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        Parameter(group=_INPUT, help="Of the weights; auto: as stored."),
+    ] = "float32",
+    device: Annotated[
+        str | None, Parameter(group=_INPUT, help="cuda where there is one, else cpu, by default.")
+    ] = None,
+    random_init: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="Make random weights for its config.json; load none.")
+    ] = False,
+    sequence_length: Annotated[
+        int, Parameter(group=_INPUT, help="Tokens per probed row; more than a sliding window to probe that too.")
+    ] = 128,
+    seed: Annotated[int, Parameter(group=_INPUT, help="Of the probe's tokens and random weights.")] = 0,
+    format: FormatFlag = "human",
+) -> int:
+    """Change one document of a packed row: do the model's logits for the others stay? Exit code 1 when they do not.
+
+    maskpipe probe ./my-model
+    maskpipe probe ./my-model --attn-implementation sdpa --dtype bfloat16 --format json
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        from maskpipe import data
+    except ModuleNotFoundError as error:
+        raise UsageError(f"probe needs {error.name or 'torch'}: pip install 'maskpipe[probe]'") from None
+    found = data.probe(
+        model, attention=attn_implementation, dtype=dtype, device=device, random_init=random_init,
+        sequence_length=sequence_length, seed=seed,
+    )  # fmt: skip
+    _print(found.to_dict() if format == "json" else str(found))
+    return FINDINGS if found.leaks else CLEAN if found.probed else FAILED
 
 
 @app.command(usage="Usage: maskpipe export OUT --to TARGET DEST", sort_key=5)

@@ -12,6 +12,7 @@ except ModuleNotFoundError:
     raise ModuleNotFoundError("maskpipe.data needs torch: pip install 'maskpipe[torch]'") from None
 
 from maskpipe.data.batch import Batch
+from maskpipe.data.isolation import Isolation, probe
 from maskpipe.data.loader import Loader
 
-__all__ = ["Batch", "Loader"]
+__all__ = ["Batch", "Isolation", "Loader", "probe"]
