@@ -22,7 +22,7 @@ TRAPS = {"all-ones attention_mask", "no position_ids", "use_cache=True"}
 
 
 def llama(**changes: Any) -> Any:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=128, **{**sizes, **changes}))
 
@@ -69,7 +69,7 @@ def test_what_as_hf_gives_keeps_documents_apart_and_what_trainers_add_does_not()
 
 
 def test_flex_attention_keeps_documents_apart_and_what_is_not_here_is_said() -> None:
-    found = probe(llama(num_hidden_layers=1))
+    found = probe(llama())
     assert not found.leaks
     by_name = verdicts(found)
     assert by_name["flex_attention", "as_hf()"] == by_name["flex_attention", "as_hf(), block mask"] == "isolated"

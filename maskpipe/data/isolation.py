@@ -130,7 +130,7 @@ def probe(
     training, before = loaded.training, loaded.config._attn_implementation
     measured: list[Measured] = []
     try:
-        loaded.eval()
+        loaded.train(False)
         for name in asked or ATTENTION:
             reason = _choose(loaded, name)
             if reason and asked:
