@@ -558,7 +558,15 @@ void bind_reader(py::module_& m) {
            }),
            "sources"_a, "sequence_length"_a, "threads"_a, "verify"_a, "io"_a, "random_access"_a, "cache_bytes"_a,
            "open_files"_a, "policy"_a, "weights"_a)
-      .def("blocks_decoded", &maskpipe::Reader::blocks_decoded);
+      .def("blocks_decoded", &maskpipe::Reader::blocks_decoded)
+      .def(
+          "close_file",
+          [](maskpipe::Reader& reader, const py::object& source, const py::object& number) {
+            if (!reader.is_here()) throw std::logic_error("the reader belongs to another process");
+            reader.close_file(static_cast<std::size_t>(integer(source, "source")),
+                              static_cast<std::size_t>(integer(number, "number")));
+          },
+          "source"_a, "number"_a);
   py::class_<PyJob>(m, "Job")
       .def(py::init([](const std::shared_ptr<maskpipe::Reader>& reader, const py::object& sources,
                        const py::object& rows, const py::object& tokens, const py::object& ids32, const py::object& ids,

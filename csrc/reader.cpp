@@ -167,6 +167,7 @@ void Reader::run(Job& job, std::size_t first, std::size_t last, Scratch& scratch
     const std::lock_guard lock(queue_mutex_);
     if (job.error_.empty()) job.error_ = error.what();
   }
+  scratch.file = nullptr;  // a thread that waits keeps no file open
 }
 
 void Reader::row(Job& job, std::size_t k, Scratch& scratch) {
@@ -238,6 +239,14 @@ void Reader::open(Shard& shard, Scratch& scratch) {
     opened_.front()->file.close();
     opened_.pop_front();
   }
+}
+
+void Reader::close_file(std::size_t source, std::size_t number) {
+  const std::lock_guard lock(open_mutex_);
+  const std::unique_ptr<Shard>& shard = shards_.at(source).at(number);
+  if (shard == nullptr) return;
+  shard->file.close();
+  std::erase(opened_, shard.get());
 }
 
 std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scratch& scratch) {

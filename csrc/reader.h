@@ -100,6 +100,10 @@ class Reader {
   // Returns when no thread works on it any more.
   void cancel(Job& job);
 
+  // Gives up the open file of a shard, once nobody reads it; it is opened again when it is needed. std::out_of_range
+  // for a shard that does not exist.
+  void close_file(std::size_t source, std::size_t number);
+
   // Is this the process that made it? In a forked one its threads are missing, and nothing of it may be touched.
   bool is_here() const;
 

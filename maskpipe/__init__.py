@@ -59,7 +59,7 @@ _HOME = {
     "UsageError": "errors",
     "Verdict": "roles",
     "encode": "encoder",
-    "open": "shards.reader",
+    "open": "remote.dataset",
     "pack": "pack",
     "prepare": "pipeline",
 }

@@ -294,6 +294,8 @@ class Reader:
         accept_rewritten); weights are [256 * 8] by role and part."""
 
     def blocks_decoded(self) -> int: ...
+    def close_file(self, source: SupportsIndex, number: SupportsIndex) -> None:
+        """Gives up the open file of a shard; it is opened again when it is needed. IndexError when there is none."""
 
 class Job:
     """A batch on its way. When it goes, it waits until no thread writes to its columns."""

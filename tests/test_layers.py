@@ -16,7 +16,7 @@ LAYERS = [
     {"sources", "template", "tokenizer"},
     {"backends", "encoder", "guard", "pack", "partitions"},
     {"fit", "partial", "pool", "progress", "rules", "shards", "worker"},
-    {"digests"},
+    {"digests", "remote"},
     {
         "summary",
         "card",

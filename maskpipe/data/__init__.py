@@ -14,5 +14,6 @@ except ModuleNotFoundError:
 from maskpipe.data.batch import Batch
 from maskpipe.data.isolation import Isolation, probe
 from maskpipe.data.loader import Loader
+from maskpipe.remote.cache import ShardCache
 
-__all__ = ["Batch", "Isolation", "Loader", "probe"]
+__all__ = ["Batch", "Isolation", "Loader", "ShardCache", "probe"]

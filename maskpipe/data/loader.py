@@ -10,6 +10,7 @@ have read ahead shows in nothing.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +26,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from maskpipe import _core
 from maskpipe.data import ranks
+from maskpipe.data.ahead import Ahead, Held
 from maskpipe.data.batch import Batch
 from maskpipe.data.decision import decide
 from maskpipe.data.order import Order, Place, epoch_key, shares_of, whole_rates
 from maskpipe.data.slots import Columns, slots_for
 from maskpipe.data.state import SourceState, State, match
 from maskpipe.errors import DatasetError, UsageError
+from maskpipe.remote.cache import ShardCache
+from maskpipe.remote.dataset import RemoteDataset
+from maskpipe.remote.dataset import open as open_dataset
+from maskpipe.remote.storage import is_uri
+from maskpipe.remote.transfer import Tally
 from maskpipe.shards.format import batch_rows
 from maskpipe.shards.manifest import Manifest
 from maskpipe.shards.reader import REPAIR, Dataset
-from maskpipe.shards.reader import open as open_dataset
 
 OPEN_FILES = 256
 """Shards kept open at the same time; others are opened again when they are needed."""
@@ -65,12 +71,15 @@ class _Pending:
     sources: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int64]
     after: _Cursor
+    held: Held | None
+    """Shards of remote datasets; goes after the job, which waits for its threads."""
 
 
 class Loader(IterableDataset[Any]):
     """Batches of packed rows from one or many datasets.
 
-    datasets: a directory, an opened Dataset, or a list of them. All have one sequence_length and one vocabulary.
+    datasets: a directory, a URI (file, s3, gs, hf, http, https), an opened Dataset, or a list of them. All have one
+        sequence_length and one vocabulary.
     global_batch_size: rows per step of all ranks together; it fixes the order, and the world size must divide it.
     batch_size: rows per batch; it must divide a rank's slice of the global batch (accumulation). None: the slice.
     rank, world_size: of the data-parallel ranks; None takes torch.distributed or RANK and WORLD_SIZE.
@@ -89,6 +98,8 @@ class Loader(IterableDataset[Any]):
     verify: "every_read" proves each byte that is used (what changes later too), "first_touch" the first time, "off".
     io: "pread"; or "mmap", which is faster but ends the process with SIGBUS when a file shrinks while it is read.
     cache_bytes: memory for decoded facts (about 100 to 200 bytes per row); what does not fit is read again.
+    shard_cache: where shards of remote datasets are kept: a ShardCache, or the path of one with its defaults. What is
+        needed next is fetched ahead, within a quarter of its bound. See fetched.
     yields: "batch" (Batch), "hf" (Batch.as_hf) or "padded" (Batch.as_padded).
 
     UsageError for arguments that do not fit, DatasetError for a dataset that is not what its manifest says: that error
@@ -120,13 +131,16 @@ class Loader(IterableDataset[Any]):
         verify: Literal["every_read", "first_touch", "off"] = "every_read",
         io: Literal["pread", "mmap"] = "pread",
         cache_bytes: int = 256 << 20,
+        shard_cache: ShardCache | str | Path | None = None,
         yields: Literal["batch", "hf", "padded"] = "batch",
     ) -> None:
         super().__init__()
         given = [datasets] if isinstance(datasets, str | Path | Dataset) else list(datasets)
-        self.datasets = [source if isinstance(source, Dataset) else open_dataset(source) for source in given]
+        self.datasets = _open_all(given, shard_cache)
         self._manifests = [dataset.manifest for dataset in self.datasets]
         _check_datasets(self.datasets)
+        if shuffle:
+            _warn_of_small_caches(self.datasets)
         self.sequence_length = self._manifests[0].sequence_length
         self.rank, self.world_size = ranks.resolve(rank, world_size)
         _check_choices(
@@ -200,12 +214,14 @@ class Loader(IterableDataset[Any]):
             self._restart_plan()
             raise StopIteration
         pending = self._pending.popleft()
-        self._plan_ahead()
+        self._plan_ahead(wait=False)
         try:
             batch = self._finish(pending)
         except RuntimeError as error:
             self._restart_plan()
-            raise DatasetError(f"{error}; {REPAIR}") from None
+            refetched = pending.held is not None and self._ahead is not None and self._ahead.discard(pending.held)
+            repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
+            raise DatasetError(f"{error}; {repair}") from None
         self._now = pending.after
         if self._yields == "hf":
             return batch.as_hf()
@@ -248,9 +264,19 @@ class Loader(IterableDataset[Any]):
         self._ended = False
         self._restart_plan()
 
+    @property
+    def fetched(self) -> dict[str, int]:
+        """What was done for remote datasets in this process: shards_fetched, bytes_fetched, failed_tries, shards_found
+        (in the cache), shards_evicted; all 0 when all are local."""
+        caches = {id(d.cache): d.cache for d in self.datasets if isinstance(d, RemoteDataset)}
+        return {name: sum(getattr(c.tally, name) for c in caches.values()) for name in Tally().to_dict()}
+
     def close(self) -> None:
-        """Gives up what was read ahead."""
-        self._pending.clear()
+        """Gives up what was read ahead, and what is being fetched. Used again, it goes on where it stands."""
+        self._restart_plan()
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._process = -1
 
     # The order
 
@@ -287,7 +313,7 @@ class Loader(IterableDataset[Any]):
             sources=tuple(
                 SourceState(
                     fingerprint=dataset.manifest.fingerprint,
-                    name=dataset.path.name,
+                    name=dataset.name,
                     share="rows" if self._shares is None else str(self._shares[k]),
                     rate=0,
                     credit=0,
@@ -406,27 +432,41 @@ class Loader(IterableDataset[Any]):
             self._decision.weights,
         )
         self._slots = slots_for(self._columns, self._device)
+        self._ahead: Ahead[_Cursor] | None = None
+        if any(isinstance(dataset, RemoteDataset) for dataset in self.datasets):
+            self._ahead = Ahead(self.datasets, self._reader.close_file)
         self._restart_plan()
 
     def _restart_plan(self) -> None:
         self._pending.clear()
         self._planned = self._now
         self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None = None
+        if self._ahead is not None:
+            self._ahead.restart()
 
-    def _plan_ahead(self) -> None:
+    def _plan_ahead(self, wait: bool = True) -> None:
+        """Submits what is planned. With remote datasets only what is here, but waits for the batch that is due."""
         while len(self._pending) < self._prefetch:
             if self._global is None:
-                self._global = self._plan_global(self._planned)
+                if self._ahead is None:
+                    self._global = self._plan_global(self._planned)
+                else:
+                    self._global = self._ahead.next(self._planned, self._plan_global)
                 if self._global is None:
                     return
             sources, rows, after = self._global
             begin = self._planned.within
             end = begin + self.batch_size
+            held = None
+            if self._ahead is not None:
+                if (self._pending or not wait) and not self._ahead.ready(sources[begin:end], rows[begin:end]):
+                    return
+                held = self._ahead.hold(sources[begin:end], rows[begin:end])
             if end == self._slice:
                 self._planned, self._global = after, None
             else:
                 self._planned = self._planned._replace(within=end)
-            self._submit(sources[begin:end], rows[begin:end])
+            self._submit(sources[begin:end], rows[begin:end], held)
 
     def _plan_global(self, now: _Cursor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None:
         """Sources and rows of this rank's slice of the next global batch, and the place after it; None at the end."""
@@ -445,14 +485,16 @@ class Loader(IterableDataset[Any]):
             rows = np.concatenate([rows, np.full(missing, -1, np.int64)])
         return sources, rows, _Cursor(after.counts, after.credits, now.position + positions, 0)
 
-    def _submit(self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64]) -> None:
+    def _submit(self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], held: Held | None) -> None:
         memory = self._slots.take()
         columns = self._columns.split(memory)
         job = _core.Job(self._reader, sources, rows, self._columns.tokens, **columns)
-        self._pending.append(_Pending(job, memory, columns, sources, rows, self._planned))
+        self._pending.append(_Pending(job, memory, columns, sources, rows, self._planned, held))
 
     def _finish(self, pending: _Pending) -> Batch:
         facts = pending.job.wait()
+        if pending.held is not None:
+            pending.held.release()
         shape = (self.batch_size, self.sequence_length)
         columns = pending.columns
         dense = {
@@ -487,6 +529,37 @@ def _state_at(base: State, now: _Cursor) -> State:
 
 def _state_dict(base: State, now: _Cursor) -> dict[str, Any]:
     return _state_at(base, now).to_dict()
+
+
+def _open_all(given: Sequence[Source], shard_cache: ShardCache | str | Path | None) -> list[Dataset]:
+    cache = shard_cache
+    remote = [
+        source for source in given if isinstance(source, str) and is_uri(source) and not source.startswith("file:")
+    ]
+    if cache is not None and not remote:
+        raise UsageError("shard_cache is for URIs, and datasets has none; one that is opened has its own")
+    if remote and not isinstance(cache, ShardCache):
+        cache = ShardCache(cache)
+    return [
+        source if isinstance(source, Dataset) else open_dataset(source, shard_cache=cache if source in remote else None)
+        for source in given
+    ]
+
+
+def _warn_of_small_caches(datasets: Sequence[Dataset]) -> None:
+    """A shuffled epoch uses every shard all the time, so what does not fit is fetched again and again."""
+    needed: dict[ShardCache, int] = {}
+    for dataset in datasets:
+        if isinstance(dataset, RemoteDataset):
+            size = sum(shard.size for shard in dataset.manifest.shards)
+            needed[dataset.cache] = needed.get(dataset.cache, 0) + size
+    for cache, size in needed.items():
+        if size > cache.max_bytes:
+            warnings.warn(
+                f"the shards have {size:,} bytes and the cache {cache.path} may hold {cache.max_bytes:,}: in random "
+                "order each shard is fetched many times; raise max_bytes, or read with shuffle=False",
+                stacklevel=3,
+            )
 
 
 def _core_source(dataset: Dataset) -> tuple[Any, ...]:

@@ -138,6 +138,11 @@ class Dataset:
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def name(self) -> str:
+        """For people: the directory's name."""
+        return self.path.name
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
 

@@ -1,0 +1,1 @@
+"""Datasets that lie elsewhere: whole shards come into a bounded cache, proved, and are read from there."""
