@@ -53,11 +53,11 @@ def _sorted(arguments: Json) -> str:
             arguments = parse(arguments)
         except RecordError:
             return str(arguments)
-    return json.dumps(arguments, ensure_ascii=False, sort_keys=True)
+    return json.dumps(arguments, ensure_ascii=False, sort_keys=True, default=repr)
 
 
 def _digest(value: Json) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=repr)  # Arrow has dates and bytes
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=SIZE // 2).digest()
 
 

@@ -117,3 +117,15 @@ def test_what_a_template_cannot_show_is_refused_by_name(role: str, blocks: list[
 def test_a_system_that_is_no_text_is_refused() -> None:
     error = refusal({**RECORD, "system": [{"type": "image"}]})
     assert error.reason == "bad_field" and "$.system[0]" in str(error)
+
+
+@pytest.mark.parametrize("beside", [{"tool_calls": [{"name": "g", "arguments": {}}]}, {"reasoning_content": "x"}])
+def test_what_stands_beside_blocks_and_in_them_is_refused(beside: dict[str, Any]) -> None:
+    blocks = [
+        {"type": "thinking", "thinking": "y", "signature": "s"},
+        {"type": "tool_use", "id": "1", "name": "f", "input": {}},
+    ]
+    error = refusal(
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": blocks, **beside}]}
+    )
+    assert error.reason == "bad_content" and next(iter(beside)) in str(error)

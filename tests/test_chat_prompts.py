@@ -77,3 +77,29 @@ def test_every_kind_of_pair_says_how_to_train_its_better_branch(record: dict[str
     assert error.reason == "preference_pair" and hint in str(error)
     columns = dict(word.split("=") for word in hint.split() if "=" in word)
     assert len(chat(record, columns=columns).messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "says"),
+    [
+        ({"instruction": "i", "output": "o", "response": "r"}, "ambiguous_shape", "output and response"),
+        ({"instruction": "i", "input": "x", "context": "y", "output": "o"}, "ambiguous_shape", "input and context"),
+        ({"prompt": "p", "completion": "c", "response": "r"}, "ambiguous_shape", "completion and response"),
+        ({"prompt": "p", "completion": "c", "system": "a", "system_prompt": "b"}, "ambiguous_shape", "system"),
+        (
+            {"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g", "content": "other"}]},
+            "duplicate_key",
+            "value and a content",
+        ),
+    ],
+)
+def test_two_fields_for_one_thing_that_differ_are_refused(record: Any, reason: str, says: str) -> None:
+    error = refusal(record)
+    assert error.reason == reason and says in str(error)
+
+
+def test_two_columns_for_one_thing_are_fine_where_one_says_nothing_or_is_mapped() -> None:
+    assert turns(chat({"instruction": "i", "input": "", "context": "y", "output": "o"}))[0] == ("user", "i\ny")
+    both = {"instruction": "i", "output": "o", "response": "r"}
+    assert turns(chat(both, columns={"response": "response"}))[1] == ("assistant", "r")
+    assert turns(chat({"instruction": "i", "output": "o", "response": "o"}))[1] == ("assistant", "o")

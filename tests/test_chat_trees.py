@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +92,10 @@ def test_every_node_is_in_a_chat_or_counted(tree: dict[str, Any]) -> None:
     read = read_all(tree, Recipe())
     paths = {path for chat in read.items if isinstance(chat, Conversation) for path in chat.paths}
     assert len(paths) + read.counts["tree_nodes_deleted"] == size(tree)
+
+
+@pytest.mark.parametrize("more", [{"tool_calls": [{"name": "f"}]}, {"reasoning_content": "hm"}])
+def test_a_node_that_holds_more_than_text_is_refused(more: dict[str, Any]) -> None:
+    answer = {"role": "assistant", "text": "a", "replies": [], **more}
+    error = refusal({"role": "prompter", "text": "q", "replies": [answer]})
+    assert error.reason == "bad_field" and next(iter(more)) in str(error)

@@ -7,10 +7,12 @@ import dataclasses
 import json
 import random
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -195,6 +197,15 @@ def test_a_dry_run_names_what_it_does_not_try() -> None:
     assert trial.not_tried == ["deduplicate", "validation", "source_weights above 1"]
     assert "not tried deduplicate, validation, source_weights above 1: decided over all records" in str(trial)
     assert "not tried" not in str(dry_run([record(1)], tokenizer=TOKENIZER, recipe=RECIPE))
+
+
+def test_dates_and_bytes_in_arrow_have_keys() -> None:
+    days = enumerate(record(1)["messages"], 1)
+    said = [{**message, "at": datetime(2020, 1, day), "raw": b"x"} for day, message in days]
+    trial = dry_run(
+        pa.table({"messages": [said]}), tokenizer=TOKENIZER, recipe=dataclasses.replace(RECIPE, deduplicate=True)
+    )
+    assert trial.kept == 1
 
 
 def test_a_share_is_that_share() -> None:

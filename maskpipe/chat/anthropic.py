@@ -23,7 +23,7 @@ from typing import Any
 
 from maskpipe.chat.columns import SYSTEM_COLUMNS as SYSTEM
 from maskpipe.chat.columns import Columns, first, wrong_type
-from maskpipe.chat.content import MEDIA_PARTS
+from maskpipe.chat.content import MEDIA_PARTS, REASONING_KEYS
 from maskpipe.chat.conversation import Chat, Json
 from maskpipe.chat.fields import WEIGHT_KEYS
 from maskpipe.errors import RecordError
@@ -93,7 +93,17 @@ def add_blocks(chat: Chat, raw: dict[str, Json], path: Path, number: int, weight
         _check_block(block, role, (*path, "content", index), number)
     beside = {key: value for key, value in raw.items() if key not in ("role", "content", *WEIGHT_KEYS)}
     if role == "assistant":
-        chat.add({**_assistant(blocks, path, number), **beside}, path, weight)
+        message = _assistant(blocks, path, number)
+        twice = [
+            key for key in ("reasoning_content", *REASONING_KEYS, "tool_calls", "function_call") if beside.get(key)
+        ]
+        if twice:
+            raise RecordError(
+                f"{json_path(path)}: message {number} has blocks and {twice[0]} beside them, so one would be lost. "
+                "Keep one",
+                reason="bad_content",
+            )
+        chat.add({**message, **beside}, path, weight)
         return
     texts: list[Json] = []
     for index, block in enumerate(blocks):

@@ -87,11 +87,24 @@ def dig(record: dict[str, Json], dotted: str) -> tuple[Json, Path]:
 
 
 def first(columns: Columns, names: tuple[str, ...]) -> Column | None:
-    """The first of these that is there; a mapped one goes before the others."""
+    """The first of these that is there and says something; a mapped one goes before the others. RecordError
+    ambiguous_shape where two say different things and none is mapped."""
     present = [columns[name] for name in names if name in columns]
     if len(present) < 2:
         return present[0] if present else None
-    return next((column for column in present if column.mapped), present[0] if present else None)
+    mapped = next((column for column in present if column.mapped), None)
+    if mapped is not None:
+        return mapped
+    saying = [column for column in present if column.value != ""]
+    other = next((column for column in saying[1:] if column.value != saying[0].value), None)
+    if other is not None:
+        one, two = (".".join(map(str, column.path)) for column in (saying[0], other))
+        raise RecordError(
+            f"two readings: the columns {one} and {two} stand for the same, and they say different things. Take one "
+            f"away: --map {two}=ignore or --map {one}=ignore",
+            reason="ambiguous_shape",
+        )
+    return (saying or present)[0]
 
 
 def as_string(column: Column, what: str) -> str:

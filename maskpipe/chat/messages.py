@@ -70,6 +70,12 @@ def read_message(
             "rename it with --map 'messages[].KEY=role'",
             reason="missing_role",
         )
+    if sharegpt and raw.get("content") is not None and raw["content"] != raw.get("value"):
+        raise RecordError(
+            f"{json_path(path)} has a value and a content, and they differ. Take one away, such as with "
+            "--map 'messages[].content=ignore'",
+            reason="duplicate_key",
+        )
     said = raw[role_key]
     if not isinstance(said, str):
         raise wrong_type(said, (*path, role_key), "a role name")

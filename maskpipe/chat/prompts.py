@@ -39,7 +39,8 @@ _ANSWER_EXTRAS = ("model", "model_name", "id", "index", "idx", "name", "source",
 
 def from_prompt(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     """prompt + completion."""
-    prompt, completion = columns.get("prompt"), first(columns, COMPLETION_COLUMNS)
+    prompt = columns.get("prompt")
+    completion = None if prompt is None else first(columns, COMPLETION_COLUMNS)
     if prompt is None or completion is None:
         return None
     before, answer = _prompt(prompt, recipe), _answer(completion, recipe)
@@ -48,7 +49,8 @@ def from_prompt(columns: Columns, recipe: Recipe) -> list[Chat] | None:
 
 def from_completions(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     """prompt + completions."""
-    prompt, answers = columns.get("prompt"), first(columns, COMPLETIONS_COLUMNS)
+    prompt = columns.get("prompt")
+    answers = None if prompt is None else first(columns, COMPLETIONS_COLUMNS)
     if prompt is None or answers is None:
         return None
     entries = parsed(answers, "completions")
@@ -109,7 +111,8 @@ def _one_of(entry: Json, path: Path, answers: Column) -> Column:
 
 def from_alpaca(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     """instruction + output."""
-    instruction, output = columns.get("instruction"), first(columns, OUTPUT_COLUMNS)
+    instruction = columns.get("instruction")
+    output = None if instruction is None else first(columns, OUTPUT_COLUMNS)
     if instruction is None or output is None:
         return None
     chat = Chat()

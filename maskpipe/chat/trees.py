@@ -16,11 +16,12 @@ from collections import Counter
 from collections.abc import Mapping
 
 from maskpipe.chat.columns import Column, Columns, wrong_type
+from maskpipe.chat.content import REASONING_KEYS
 from maskpipe.chat.conversation import Chat, Json
 from maskpipe.chat.fields import SHAREGPT_ROLES, message_weight, role_named
 from maskpipe.errors import RecordError
 from maskpipe.recipe import Recipe
-from maskpipe.strict_json import Path
+from maskpipe.strict_json import Path, json_path
 
 _ROLES = {**SHAREGPT_ROLES, "prompter": "user"}
 _STOPPED = ("aborted_low_grade", "halted_by_moderator")
@@ -103,6 +104,13 @@ def _message(node: Json, path: Path, keys: Mapping[str, str], recipe: Recipe) ->
     role = renamed.get("role")
     if not isinstance(role, str):
         raise wrong_type(role, (*path, "role"), "a role name")
+    unread = next((key for key in (*REASONING_KEYS, "reasoning_content", "tool_calls") if renamed.get(key)), None)
+    if unread is not None:
+        raise RecordError(
+            f"{json_path((*path, unread))}: a node of a tree holds {unread}, and only text is read there, so it "
+            "would be lost. Give each path as a chat in messages",
+            reason="bad_field",
+        )
     key = "content" if "content" in renamed else "text"
     if not isinstance(renamed.get(key), str):
         raise wrong_type(renamed.get(key), (*path, key), "a string")
