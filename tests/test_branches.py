@@ -85,3 +85,12 @@ def test_policies_choose_turns_within_each_conversation(train_on: str) -> None:
     out = encode_all(encoder, read_all(TREE, recipe))
     for document in out.encoded.documents:
         assert np.array_equal(encoder.policy.loss(document), document.loss_mask)
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+def test_reasoning_in_a_part_that_the_template_drops_is_lost_content(kind: str) -> None:
+    answer = [{"type": kind, kind: "hm"}, {"type": "text", "text": "a"}]
+    said = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]}
+    encoder = Encoder(Tokenizer.load(demo_data.tokenizer()), Recipe())
+    refused = encode_all(encoder, read_all(said, Recipe())).encoded.refused
+    assert refused is not None and refused.reason == "content_lost" and f"content[0].{kind}" in str(refused)

@@ -115,7 +115,7 @@ def _counts(leaf: Leaf) -> bool:
     if path[0] == "messages":
         field = path[2]
         if field in ("content", "reasoning_content", "thinking", "reasoning"):
-            return path[-1] != KEY and not (len(path) > 4 and path[4] != "text")
+            return path[-1] != KEY and not (len(path) > 4 and path[4] not in ("text", "thinking", "reasoning"))
         if field == "tool_calls":
             inside = path[:-2] if path[-1] == KEY else path  # the word "arguments" itself is no argument
             return path[-1] == "name" or "arguments" in inside
