@@ -34,7 +34,7 @@ def test_the_public_signatures() -> None:
     assert parameters(maskpipe.encode) == ["conversation", "tokenizer", "recipe"]
     assert parameters(maskpipe.prepare)[:4] == ["source", "out", "tokenizer", "recipe"]
     assert parameters(maskpipe.pack.best_fit) == ["lengths", "capacity"]
-    assert [*maskpipe.Span.__dataclass_fields__][:7] == [
+    assert [*maskpipe.Span._fields][:7] == [
         "start", "end", "role", "part", "message", "sampled", "source",
     ]  # fmt: skip
 
