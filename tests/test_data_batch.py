@@ -118,6 +118,7 @@ def test_weights_that_a_model_would_not_see_are_refused(weighted: Batch) -> None
     with pytest.raises(UsageError, match="loss weights other than 1"):
         weighted.as_hf()
     assert "labels" in weighted.as_hf(ignore_weights=True)
+    assert "labels" not in weighted.as_hf(labels=False)
 
 
 def test_a_moved_batch_says_the_same(batch: Batch) -> None:

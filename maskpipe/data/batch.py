@@ -179,7 +179,7 @@ class Batch:
         dense = {name: value.to(device, non_blocking=non_blocking) for name, value in self.dense.items()}
         return replace(self, input_ids=ids, flat=flat, dense=dense)
 
-    def as_hf(self, *, ignore_weights: bool = False, seq_idx: bool = False) -> dict[str, Any]:
+    def as_hf(self, *, labels: bool = True, ignore_weights: bool = False, seq_idx: bool = False) -> dict[str, Any]:
         """Keyword arguments of a transformers model, padding-free: input_ids, labels and position_ids [B, L],
         cu_seq_lens_q and cu_seq_lens_k int32 [S + 1], max_length_q and max_length_k. Flash attention takes the
         boundaries from cu_seq_lens; sdpa, eager and flex_attention from position_ids. There is no attention_mask:
@@ -187,16 +187,17 @@ class Batch:
         make by default, also in training (sdpa, eager and flex_attention look for boundaries only without one), hence
         use_cache=False. `seq_idx` adds int32 [B, L], which linear attention wants.
 
-        transformers' own loss knows no weights: UsageError for a batch that has some, unless they are to be ignored.
+        labels=False leaves them out, for a loss of your own. transformers' loss knows no weights: UsageError for labels
+        of a batch that has some, unless they are to be ignored.
         """
-        if not ignore_weights and self.weighted:
+        if labels and not ignore_weights and self.weighted:
             raise UsageError(
                 "as_hf: this batch has loss weights other than 1, which a transformers model would not see; compute "
                 "the loss from batch.targets and batch.loss_weights, or pass ignore_weights=True"
             )
         out: dict[str, Any] = {
             "input_ids": self.input_ids,
-            "labels": self.labels,
+            **({"labels": self.labels} if labels else {}),
             "position_ids": self.position_ids,
             "cu_seq_lens_q": self.cu_seqlens,
             "cu_seq_lens_k": self.cu_seqlens,
