@@ -9,7 +9,7 @@ CORE   := $(wildcard csrc/*.cpp csrc/*.h) setup.py pyproject.toml
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 SANITIZED := tests/properties tests/test_core_stub.py tests/test_core_boundary.py tests/test_core_facts.py tests/test_pack.py
 
-.PHONY: demo test lint types sanitize bench fmt check clean-build
+.PHONY: demo test lint types sanitize fuzz faults hostile bench fmt check clean-build
 
 demo: $(VENV)/core
 	$(BIN)/maskpipe demo
@@ -30,6 +30,23 @@ sanitize: $(VENV)/tests
 	MASKPIPE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize-tmp --build-lib build/sanitize
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q -s -o pythonpath=build/sanitize $(SANITIZED)
+
+# The long campaigns; a short selection of each is in `make test`. docs/RELIABILITY.md says what they do.
+FUZZ := nice $(BIN)/python -P -m tests.attacks.fuzz
+
+fuzz: $(VENV)/tests
+	MASKPIPE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize-tmp --build-lib build/sanitize
+	export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 ARROW_DEFAULT_MEMORY_POOL=system \
+	PYTHONPATH=build/sanitize:. TOKENIZERS_PARALLELISM=false; \
+	$(FUZZ) lines 50000 && $(FUZZ) shards 100000 && $(FUZZ) manifests 100000
+
+faults: $(VENV)/tests
+	nice $(BIN)/python -m tests.faults.campaign
+	MASKPIPE_LONG=1 $(BIN)/python -m pytest -q -s tests/faults
+
+hostile: $(VENV)/tests
+	$(BIN)/python -m tests.attacks.hostile
 
 bench: $(VENV)/tests
 	$(BIN)/python benchmarks/bench_pack.py

@@ -575,7 +575,7 @@ def _publish(
     run = {
         **run,
         "counts": dict(sorted(counts.items())),
-        "machine": platform.platform(),
+        "machine": " ".join((platform.system(), platform.release(), platform.machine())),  # platform() runs a program
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - begun, 1),
         "versions": _versions(),

@@ -98,8 +98,8 @@ class Recipe:
             "control_tokens_allowed",
             {role: tuple(tokens) for role, tokens in self.control_tokens_allowed.items()},
         )
-        if self.sequence_length < 2:
-            raise UsageError(f"sequence_length must be at least 2, got {self.sequence_length}")
+        if not 2 <= self.sequence_length < 2**31:
+            raise UsageError(f"sequence_length must be at least 2 and below 2^31, got {self.sequence_length}")
         for entry in dataclasses.fields(self):
             choices = _CHOICES.get(entry.name)
             value = getattr(self, entry.name)

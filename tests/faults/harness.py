@@ -155,6 +155,11 @@ class Faults:
         answer: dict[str, Any] = json.loads(self._zygote.stdout.readline())
         return answer
 
+    def commits(self) -> list[Path]:
+        """The commit records of the unfinished preparation."""
+        directory = self.area / "out.partial" / "commits"
+        return sorted(directory.glob("*.json")) if directory.is_dir() else []
+
     def digest(self) -> str | None:
         """Of the dataset's files, verified whole; None when no dataset is there. AssertionError for anything else."""
         if not os.path.lexists(self.out / "manifest.json"):

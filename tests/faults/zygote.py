@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -107,6 +108,8 @@ def in_group(process: int, group: int) -> bool:
 def main() -> None:
     small_steps()
     tokenizer = Tokenizer.load(demo_data.tokenizer())
+    with tempfile.TemporaryDirectory() as scratch:  # imports what pyarrow and others import late
+        maskpipe.prepare(demo_data.chats(), Path(scratch) / "out", tokenizer=tokenizer, recipe=RECIPE, workers=1)
     for line in sys.stdin:
         print(json.dumps(serve(tokenizer, json.loads(line))), flush=True)
 
