@@ -72,7 +72,10 @@ class Partial:
 
     def is_empty(self) -> bool:
         """No task is finished."""
-        return not any(NAME.fullmatch(path.stem) for path in self.commits.iterdir())
+        try:
+            return not any(NAME.fullmatch(path.stem) for path in self.commits.iterdir())
+        except FileNotFoundError:
+            return True
 
     def clear_dataset(self, keep: set[str], side: str = "") -> None:
         """Takes away what a run that was killed while publishing, or that planned other shards, left in dataset/ or in
@@ -86,9 +89,10 @@ class Partial:
         write_file(self.path / STOPPED, (why + "\n").encode(errors="replace"))
 
     def remove(self) -> None:
-        """Takes away all that is ours, job.json last, and the directory if nothing else is in it."""
-        _remove_ours(self.path)
+        """Takes away all that is ours, job.json last, and the directory if nothing else is in it. What cannot be taken
+        away stays: `maskpipe gc` lists it."""
         with suppress(OSError):
+            _remove_ours(self.path)
             (self.path / LOCK).unlink()
             self.path.rmdir()
         with suppress(OSError):

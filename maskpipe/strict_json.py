@@ -22,14 +22,19 @@ from maskpipe.errors import RecordError
 MAX_DEPTH = 200
 """Levels of nesting. Real records have fewer than 20; Python's parser gives up, depending on its caller, near 900."""
 
+MAX_VALUES = 1_000_000
+"""In one text. A value of two bytes takes a hundred in memory; real records have some thousands."""
+
 Path = tuple[str | int, ...]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def parse(text: bytes | str) -> Any:
-    """The value of one JSON text. RecordError: not_json, invalid_utf8, duplicate_key, too_deep, lone_surrogate."""
+    """The value of one JSON text. RecordError: not_json, invalid_utf8, duplicate_key, too_deep,
+    too_many_values, lone_surrogate."""
     unpaired = isinstance(text, str) and _SURROGATE.search(text) is not None
     if isinstance(text, bytes):
         try:
@@ -40,6 +45,8 @@ def parse(text: bytes | str) -> Any:
                 f"({error.reason}). Convert the file to UTF-8",
                 reason="invalid_utf8",
             ) from None
+    if len(text) > 2 * MAX_VALUES:
+        _refuse_too_many_values(text)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -130,6 +137,23 @@ def json_path(path: Path) -> str:
         else:
             text += f"[{json.dumps(step)}]"
     return text
+
+
+def _refuse_too_many_values(text: str) -> None:
+    count = sum(map(text.count, "{[,"))
+    if count <= MAX_VALUES:
+        return
+    count = at = 0
+    for string in _STRING.finditer(text):  # what stands inside strings is text
+        between = text[at : string.start()]
+        count += sum(map(between.count, "{[,"))
+        at = string.end()
+        if count > MAX_VALUES:
+            break
+    else:
+        count += sum(text.count(mark, at) for mark in "{[,")
+    if count > MAX_VALUES:
+        raise RecordError(f"it holds more than {MAX_VALUES:,} values. Is it one record?", reason="too_many_values")
 
 
 def _too_deep() -> RecordError:

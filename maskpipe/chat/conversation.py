@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from maskpipe.errors import RecordError
 from maskpipe.strict_json import Path
 
 Json = Any  # None, bool, int, float, str, list of Json or dict of str to Json
@@ -50,6 +51,10 @@ class Read:
     """What was left out on purpose, such as tree_nodes_deleted."""
 
 
+MAX_MESSAGES = 10_000
+"""In one conversation. The longest that were seen in public data have some hundreds."""
+
+
 @dataclass
 class Chat:
     """A conversation being read: messages, with the weight and the place of each."""
@@ -63,6 +68,12 @@ class Chat:
     """What was left out of the record, on its first chat."""
 
     def add(self, message: dict[str, Json], path: Path, weight: float | None = None) -> None:
+        """RecordError too_many_messages beyond MAX_MESSAGES."""
+        if len(self.messages) >= MAX_MESSAGES:
+            raise RecordError(
+                f"the conversation has more than {MAX_MESSAGES:,} messages. Split it into several records",
+                reason="too_many_messages",
+            )
         self.messages.append(message)
         self.weights.append(weight)
         self.paths.append(path)

@@ -18,7 +18,7 @@ LONG = os.environ.get("MASKPIPE_LONG") == "1"
 HEAVY = {"poison", "poisonous"}
 """Kinds of which each case costs seconds, because a limit has to be reached."""
 ENDLESS = ("nested loops", "a text of", "a list of", "a number of", "doubling", "of 1e9", "much output", "twice")
-SOME = ("poison-nested_loops", "poison-a_list_of_1e9", "poison-a_macro_without_end", "template-doubling_text")
+SOME: tuple[str, ...] = ()
 
 
 def is_chosen(case: Case) -> bool:
