@@ -29,6 +29,7 @@ Path = tuple[str | int, ...]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_WINDOW = 1 << 20
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -140,18 +141,17 @@ def json_path(path: Path) -> str:
 
 
 def _refuse_too_many_values(text: str) -> None:
-    count = sum(map(text.count, "{[,"))
-    if count <= MAX_VALUES:
+    if sum(map(text.count, "{[,")) <= MAX_VALUES:
         return
     count = at = 0
-    for string in _STRING.finditer(text):  # what stands inside strings is text
-        between = text[at : string.start()]
-        count += sum(map(between.count, "{[,"))
-        at = string.end()
-        if count > MAX_VALUES:
-            break
-    else:
-        count += sum(text.count(mark, at) for mark in "{[,")
+    window = ""
+    while count <= MAX_VALUES and at < len(text):  # what stands inside strings is text
+        more = max(_WINDOW, len(window))
+        window = _STRING.sub("", window + text[at : at + more])
+        at += more
+        outside, quote, unfinished = window.partition('"')
+        count += sum(map(outside.count, "{[,"))
+        window = quote + unfinished
     if count > MAX_VALUES:
         raise RecordError(f"it holds more than {MAX_VALUES:,} values. Is it one record?", reason="too_many_values")
 

@@ -189,6 +189,10 @@ def shown_range(entry: origin.Origin) -> tuple[int, int]:
     return start, max(stop, start + 1)
 
 
+MAX_TEMPLATE = 1_000_000
+"""Characters; the longest of some 500 real templates has 40,000."""
+
+
 class Engine:
     """One chat template, compiled for plain and for tracked rendering.
 
@@ -197,6 +201,10 @@ class Engine:
     """
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str], clock: str = DEFAULT_CLOCK) -> None:
+        if len(source) > MAX_TEMPLATE:
+            raise TemplateError(
+                f"the chat template has {len(source):,} characters, more than {MAX_TEMPLATE:,}. Is it a template?"
+            )
         self.source = source
         self._clock = clock
         self.special_tokens = dict(special_tokens)
@@ -210,7 +218,10 @@ class Engine:
             self._tracking = self._tracking_environment.load(source)
             self.tree = tree = plain.parse(source)
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"the chat template does not parse: line {error.lineno}: {error.message}") from None
+            said = _shortened(error.message or "")
+            raise TemplateError(f"the chat template does not parse: line {error.lineno}: {said}") from None
+        except (RecursionError, SyntaxError, MemoryError) as error:  # of Python's compiler: nested beyond its bounds
+            raise TemplateError(f"the chat template does not compile: {_shortened(str(error))}") from None
         self.variables = frozenset(meta.find_undeclared_variables(tree)) - {
             "messages",
             "tools",
@@ -323,7 +334,11 @@ def _with_unknown_leaf(origins: Iterable[origin.Origin], leaves: list[Leaf]) -> 
 
 def _render_error(error: Exception) -> TemplateError:
     kind = "" if type(error) is jinja2.exceptions.TemplateError else f"{type(error).__name__}: "
-    return TemplateError(f"the chat template refused the messages: {kind}{error}")
+    return TemplateError(f"the chat template refused the messages: {kind}{_shortened(str(error))}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 1000 else f"{text[:1000]}… ({len(text):,} characters)"
 
 
 def _coalesced(origins: Iterable[origin.Origin]) -> tuple[origin.Origin, ...]:
