@@ -61,6 +61,15 @@ class Case:
     def __str__(self) -> str:
         return f"{self.kind}-{self.name}".replace(" ", "_")
 
+    @property
+    def workers(self) -> int:
+        """What may never end, or take all memory, needs a process that can be ended; 0: this one."""
+        return 1 if self.kind in ("poison", "poisonous") or self.endless else 0
+
+    @property
+    def endless(self) -> bool:
+        return self.kind == "template" and self.name in dict(endless())
+
     def made(self) -> Any:
         return self.content() if callable(self.content) else self.content
 
@@ -570,7 +579,6 @@ CASES = [
 
 # --- running them -----------------------------------------------------------------------------------------------------
 
-WORKERS = 1
 KNOWN: dict[str, Any] = {}
 """repr of recipe options → the shards of a file with a harmless bad line; "dataset" → such a dataset."""
 GOOD = [chat(f"Question {n}: what is {n} and {n}?", f"It is {2 * n}.") for n in range(6)]
@@ -594,12 +602,20 @@ def lines(bad: bytes) -> bytes:
     return b"\n".join([*GOOD[:3], bad, *GOOD[3:]]) + b"\n"
 
 
-def prepare(directory: Path, source: bytes, *, tokenizer: Any = None, name: str = "chats.jsonl", **recipe: Any) -> Path:
+def prepare(
+    directory: Path,
+    source: bytes,
+    *,
+    tokenizer: Any = None,
+    name: str = "chats.jsonl",
+    workers: int = 0,
+    **recipe: Any,
+) -> Path:
     directory.mkdir()
     (directory / name).write_bytes(source)
     given = Recipe(sequence_length=256, on_bad_record="reject").replace(**recipe)
     out = directory / "out"
-    maskpipe.prepare(directory / name, out, tokenizer=tokenizer or demo_data.tokenizer(), recipe=given, workers=WORKERS)
+    maskpipe.prepare(directory / name, out, tokenizer=tokenizer or demo_data.tokenizer(), recipe=given, workers=workers)
     return out
 
 
@@ -656,14 +672,19 @@ def run(case: Case, scratch: Path) -> tuple[str, str]:
         case "file":
             return refused(case, scratch, lambda: prepare(scratch / "bad", content, name=case.filename))
         case "template":
-            return refused(case, scratch, lambda: prepare(scratch / "bad", lines(HARMLESS), chat_template=content))
+            return refused(
+                case,
+                scratch,
+                lambda: prepare(scratch / "bad", lines(HARMLESS), workers=case.workers, chat_template=content),
+            )
         case "poison":
-            return rejected_alone(case, scratch, BOOM, chat_template=content)
+            return rejected_alone(case, scratch, BOOM, workers=1, chat_template=content)
         case "tokenizer":
             files = write_tokenizer(scratch / "tokenizer", content)
             return refused(case, scratch, lambda: prepare(scratch / "bad", lines(HARMLESS), tokenizer=files))
         case "poisonous":
-            return rejected_alone(case, scratch, BOOM, tokenizer=write_tokenizer(scratch / "tokenizer", content))
+            files = write_tokenizer(scratch / "tokenizer", content)
+            return rejected_alone(case, scratch, BOOM, workers=1, tokenizer=files)
         case "recipe":
             (scratch / "recipe.yaml").write_text(content)
             return refused(

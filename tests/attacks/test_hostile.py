@@ -15,14 +15,13 @@ from pathlib import Path
 from tests.attacks.hostile import CASES, Case
 
 LONG = os.environ.get("MASKPIPE_LONG") == "1"
-HEAVY = {"poison", "poisonous"}
-"""Kinds of which each case costs seconds, because a limit has to be reached."""
-ENDLESS = ("nested loops", "a text of", "a list of", "a number of", "doubling", "of 1e9", "much output", "twice")
-SOME: tuple[str, ...] = ()
+LARGE = ("bomb", "000,000", "100 MB", "20 MB", "1e6", "only blank")
+SOME = ("file-zstd_bomb", "poison-nested_loops", "poison-a_list_of_1e9", "template-doubling_text")
 
 
 def is_chosen(case: Case) -> bool:
-    heavy = case.kind in HEAVY or (case.kind == "template" and any(word in case.name for word in ENDLESS))
+    """Cases in a process of their own need a second to start it, and those that have to reach a limit some more."""
+    heavy = case.workers > 0 or any(word in case.name for word in LARGE)
     return LONG or not heavy or str(case) in SOME
 
 

@@ -94,7 +94,7 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 scratch = Path(sys.argv[1])
-for workers in (1,):
+for workers in (0, 2):
     out = scratch / f"out{workers}"
     maskpipe.prepare(demo_data.chats(), out, tokenizer=demo_data.tokenizer(), workers=workers, proof=3)
     dataset = maskpipe.open(out)
@@ -105,7 +105,7 @@ print(*seen, sep="\\n")
 
 
 def test_preparing_and_reading_run_nothing_that_the_data_brought(tmp_path: Path) -> None:
-    """Under an audit hook in the process that a person starts, with one worker and with two. (A worker process
+    """Under an audit hook in the process that a person starts, with no worker process and with two. (A worker process
     unpickles the tasks that this one sends it: that is multiprocessing, and no data of others.)"""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=300

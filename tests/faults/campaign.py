@@ -41,10 +41,10 @@ class Judge:
         self.calls = first.calls
         self.log = first.log
         run = json.loads((faults.out / "run.json").read_text())
-        self.tasks = Counter(run["tasks"]["attempts"])
+        self.tasks = Counter({kind: run["tasks"]["attempts"][kind] for kind in ("map", "write")})
         assert min(self.tasks.values()) >= 2, "a job of several tasks of each kind"
 
-    def try_fault(self, fault: Fault, workers: int = 1) -> tuple[Outcome, list[str]]:
+    def try_fault(self, fault: Fault, workers: int = 0) -> tuple[Outcome, list[str]]:
         """The disturbed run and all that is wrong after it and after the same command again."""
         self.faults.clear()
         outcome = self.faults.run(fault, workers=workers)

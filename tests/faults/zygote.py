@@ -109,7 +109,7 @@ def main() -> None:
     small_steps()
     tokenizer = Tokenizer.load(demo_data.tokenizer())
     with tempfile.TemporaryDirectory() as scratch:  # imports what pyarrow and others import late
-        maskpipe.prepare(demo_data.chats(), Path(scratch) / "out", tokenizer=tokenizer, recipe=RECIPE, workers=1)
+        maskpipe.prepare(demo_data.chats(), Path(scratch) / "out", tokenizer=tokenizer, recipe=RECIPE, workers=0)
     for line in sys.stdin:
         print(json.dumps(serve(tokenizer, json.loads(line))), flush=True)
 
