@@ -30,7 +30,7 @@ from jinja2.runtime import Context
 
 from maskpipe.template import origin
 from maskpipe.template.origin import Tracked, TrackedBool, TrackedFloat, TrackedInt, concat, make, origins_of, to_text
-from maskpipe.template.sandbox import ShortcutEnvironment, ShortcutGenerator
+from maskpipe.template.sandbox import COMPUTED_LATE, ShortcutEnvironment, ShortcutGenerator, check_size
 
 
 class Sum(tuple[Any, ...]):
@@ -97,7 +97,7 @@ class TrackingEnvironment(ShortcutEnvironment):
     """Renders tracked input into tracked text. Holds the state of one render at a time: not for several threads."""
 
     code_generator_class = _TrackingGenerator
-    intercepted_binops = frozenset(("%",))
+    intercepted_binops = COMPUTED_LATE
     shortcuts: ClassVar[dict[str, Any]] = {
         **ShortcutEnvironment.shortcuts,
         "shortcut_texts": (str, Tracked),
@@ -226,7 +226,7 @@ class TrackingEnvironment(ShortcutEnvironment):
         return make(text, tuple(filled))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if type(left) is str and origin.has_origin(right):
+        if operator == "%" and type(left) is str and origin.has_origin(right):
             return make(left, ()) % right
         return super().call_binop(context, operator, left, right)
 
@@ -338,6 +338,8 @@ def _filters(base: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any
         return make(text, origins_of(text)).replace(to_text(old), to_text(new), -1 if count is None else count)
 
     def indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        if isinstance(width, int):
+            check_size(width)
         by = width if isinstance(width, str) else " " * width
         lines = make(s + "\n", origins_of(s)).splitlines()
         out: list[str] = [lines[0]]

@@ -98,6 +98,41 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+MAX_MADE = 10_000_000
+"""Characters, entries or bits that one operator or filter may make out of nothing."""
+
+
+def check_size(made: int) -> None:
+    """TemplateError for more than MAX_MADE: a number in a template is no reason to fill the memory."""
+    if made > MAX_MADE:
+        raise jinja2.exceptions.TemplateError(f"one operation would make {made:,} characters, entries or bits")
+
+
+def _times(left: Any, right: Any) -> Any:
+    for sequence, count in ((left, right), (right, left)):
+        if isinstance(sequence, str | list | tuple) and isinstance(count, int):
+            check_size(len(sequence) * count)
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int):
+        check_size(left.bit_length() * right)
+    return left**right
+
+
+def _bounded(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """center or indent, whose first argument after the text is a width."""
+
+    def bounded(text: Any, *args: Any, **kwargs: Any) -> Any:
+        width = args[0] if args else kwargs.get("width", 0)
+        if isinstance(width, int):
+            check_size(width)
+        return filter(text, *args, **kwargs)
+
+    return bounded
+
+
 def set_up(environment: ImmutableSandboxedEnvironment, clock: str) -> None:
     """Adds what transformers adds; `strftime_now` shows `clock` (ISO 8601). ValueError for another form of clock."""
     moment = datetime.fromisoformat(clock)
@@ -105,6 +140,8 @@ def set_up(environment: ImmutableSandboxedEnvironment, clock: str) -> None:
     def strftime_now(format: str) -> str:
         return moment.strftime(format)
 
+    environment.binop_table = {**environment.binop_table, "*": _times, "**": _power}
+    environment.filters.update({name: _bounded(environment.filters[name]) for name in ("center", "indent")})
     environment.filters["random"] = _refuse_chance
     environment.filters["tojson"] = plain_tojson
     environment.globals.update(
@@ -116,9 +153,15 @@ def set_up(environment: ImmutableSandboxedEnvironment, clock: str) -> None:
     )
 
 
+COMPUTED_LATE = frozenset(("%", "*", "**"))
+"""Operators that Jinja must not compute while it compiles, where nothing would limit `{{ 9 ** (9 ** 9) }}`: constants
+are left to the render, which gives the same."""
+
+
 def plain_environment(clock: str) -> ImmutableSandboxedEnvironment:
     """What transformers renders with: stock Jinja2."""
     environment = ImmutableSandboxedEnvironment(**OPTIONS)
+    environment.intercepted_binops = COMPUTED_LATE
     set_up(environment, clock)
     return environment
 
@@ -212,6 +255,7 @@ _SCOPES = {"_loop_vars": "loop_frame", "_block_vars": "block_frame"}
 class ShortcutEnvironment(ImmutableSandboxedEnvironment):
     """The sandbox, with shortcuts that change nothing it prints or forbids."""
 
+    intercepted_binops = COMPUTED_LATE
     code_generator_class = ShortcutGenerator
     shortcuts: ClassVar[dict[str, Any]] = {"shortcut_loop": LoopContext, "shortcut_texts": (str,)}
     """Names the generated code knows: the type of `loop`, and those of text whose methods may be called at once."""
