@@ -575,7 +575,7 @@ def _publish(
     run = {
         **run,
         "counts": dict(sorted(counts.items())),
-        "machine": " ".join((platform.system(), platform.release(), platform.machine())),  # platform() runs a program
+        "machine": _machine(),
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - begun, 1),
         "versions": _versions(),
@@ -613,6 +613,12 @@ def _check_ledger(manifest: Manifest, tally: Tally, counts: Counter[str]) -> Non
         raise MaskpipeError(
             f"the ledger does not add up: {loss:,} loss tokens made, {manifest.totals.n_loss:,} in the shards"
         )
+
+
+def _machine() -> str:
+    """System, release and processor. platform.platform() would run a program to find out."""
+    here = os.uname()
+    return f"{here.sysname} {here.release} {here.machine}"
 
 
 def _versions() -> dict[str, str]:

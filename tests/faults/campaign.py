@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from maskpipe.errors import DatasetError
 from tests.faults.harness import Fault, Faults, Outcome, compile_shim, job
 
 POWER = ("all", "bytes", "some")
@@ -25,6 +26,12 @@ CAMPAIGNS = {
     "io_error": lambda point: Fault("io_error", point),
     **{f"power_{drop}": lambda point, drop=drop: Fault("kill", point, power=drop) for drop in POWER},
 }
+WORKERS = {
+    "worker_kill": lambda point: Fault("kill", point, group=False),
+    "worker_torn": lambda point: Fault("torn", point, group=False),
+    "worker_stop": lambda point: Fault("stop", point, group=False),
+}
+"""With two workers: whoever makes the call dies, or stops. A worker is replaced, and the run goes on."""
 CONTROL = {f"deaf_{drop}": lambda point, drop=drop: Fault("kill", point, power=drop, deaf=True) for drop in POWER}
 """Power losses of a build that does not sync: these must be caught."""
 
@@ -56,12 +63,26 @@ class Judge:
             yield f"a short write ended the run: {outcome.message}"
         if outcome.status == "refused" and str(self.faults.area) not in outcome.message:
             yield f"the error names no file: {outcome.message}"
-        if outcome.status == "made" and fault.kind in ("kill", "torn") and outcome.fired and not fault.power:
-            yield "the run went on after it was killed"
+        if outcome.fired and not fault.power:
+            ends = fault.kind in ("kill", "torn") and (fault.group or not outcome.in_worker)
+            if ends and outcome.status == "made":
+                yield "the run went on after it was killed"
+            if outcome.in_worker and not fault.group:
+                yield from self._survived(outcome)
         try:
             yield from self._again(workers)
-        except AssertionError as error:
+        except (AssertionError, DatasetError) as error:
             yield f"rerun: {error}"
+
+    def _survived(self, outcome: Outcome) -> Iterator[str]:
+        """A lost worker costs one more attempt at one task, no more."""
+        if outcome.status != "made":
+            yield f"the loss of a worker ended the run: {outcome.status} {outcome.message}"
+            return
+        run = json.loads((self.faults.out / "run.json").read_text())["tasks"]
+        attempts = sum(run["attempts"].get(kind, 0) for kind in self.tasks)
+        if attempts > self.tasks.total() + 1:
+            yield f"{attempts} attempts at {self.tasks.total()} tasks"
 
     def _after(self, outcome: Outcome) -> Iterator[str]:
         if outcome.status in ("hung", "failed"):
@@ -84,7 +105,8 @@ class Judge:
         committed = Counter(path.name.partition("-")[0] for path in self.faults.commits())
         again = self.faults.run(workers=workers)
         if there:
-            if again.status != "refused" or "already there" not in again.message:
+            # Killed while it tidied up, it finishes that; killed after it, there is nothing to do.
+            if again.status != "made" and "already there" not in again.message:
                 yield f"over a whole dataset: {again.status} {again.message}"
         elif again.status != "made":
             yield f"the rerun did not get through: {again.status} {again.message}"
@@ -97,7 +119,7 @@ class Judge:
                 if attempts + committed[kind] > count:
                     yield f"{attempts} {kind} tasks were done again, though {committed[kind]} of {count} were committed"
         left = sorted(set(os.listdir(self.faults.area)) - {"out"})
-        if left and not there:
+        if left and again.status == "made":
             yield f"left behind: {left}"
 
 
@@ -114,21 +136,21 @@ def stratified(log: list[tuple[str, str]], each: int) -> list[int]:
     return sorted(chosen)
 
 
-def run(judge: Judge, names: Iterable[str], points: Iterable[int]) -> tuple[Counter[str], list[str]]:
-    """(runs by name of campaign, violations)."""
+def run(judge: Judge, names: Iterable[str], points: Iterable[int], workers: int = 0) -> tuple[Counter[str], list[str]]:
+    """(faults that were met by name of campaign, violations)."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     for name in names:
-        fault_of = {**CAMPAIGNS, **CONTROL}[name]
+        fault_of = {**CAMPAIGNS, **WORKERS, **CONTROL}[name]
         for point in points:
-            outcome, problems = judge.try_fault(fault_of(point))
+            outcome, problems = judge.try_fault(fault_of(point), workers)
             counts[name] += outcome.fired
             wrong += [f"{name}: {problem}" for problem in problems]
     return counts, wrong
 
 
 def main() -> int:
-    names = sys.argv[1:] or [*CAMPAIGNS, *CONTROL]
+    names = sys.argv[1:] or [*CAMPAIGNS, *WORKERS, *CONTROL]
     bad = 0
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
@@ -137,13 +159,13 @@ def main() -> int:
             print(f"{judge.calls} calls, {dict(judge.tasks)} tasks, digest {str(judge.right)[:16]}", flush=True)
             for name in names:
                 begun = time.monotonic()
-                counts, wrong = run(judge, [name], range(1, judge.calls + 2))
+                counts, wrong = run(judge, [name], range(1, judge.calls + 2), 2 if name in WORKERS else 0)
                 caught = len({line.partition(" at call ")[2].partition(":")[0] for line in wrong})
                 print(
                     f"{name:12} {counts[name]:4} faults  {caught:4} violations  {time.monotonic() - begun:6.1f} s",
                     flush=True,
                 )
-                if name in CAMPAIGNS:
+                if name not in CONTROL:
                     bad += caught
                     print(*wrong, sep="\n", flush=True)
     return bool(bad)

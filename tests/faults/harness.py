@@ -26,7 +26,7 @@ from maskpipe import demo_data
 from maskpipe.errors import DatasetError
 
 HERE = Path(__file__).resolve().parent
-KINDS = ["count", "kill", "torn", "short", "no_space", "io_error"]  # enum kind in shim.c
+KINDS = ["count", "kill", "torn", "short", "no_space", "io_error", "stop"]  # enum kind in shim.c
 _CONTROL = struct.Struct("=qqiiii512s512s512s")
 
 
@@ -54,6 +54,8 @@ class Outcome:
     message: str
     calls: int
     fired: bool
+    in_worker: bool
+    """It was a worker that the fault met."""
     orphans: int
     seconds: float
     log: list[tuple[str, str]] = field(default_factory=list)
@@ -144,6 +146,7 @@ class Faults:
         return Outcome(
             calls=calls,
             fired=bool(fired),
+            in_worker=fired == 2,
             log=[(call, path.removeprefix(f"{self.area}/")) for _, _, call, path in entries],
             **answer,
         )

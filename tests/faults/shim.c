@@ -22,19 +22,19 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum kind { COUNT, KILL, TORN, SHORT, NO_SPACE, IO_ERROR };
+enum kind { COUNT, KILL, TORN, SHORT, NO_SPACE, IO_ERROR, STOP };
 enum verdict { GO, HALF, HALF_THEN_DIE, GO_THEN_DIE, FAIL };
 
 struct control {
   _Atomic int64_t calls;
-  int64_t point;  // 1-based; 0: none
-  int32_t kind;   // enum kind
-  int32_t group;  // kill the whole process group, or the caller alone
-  int32_t deaf;   // fsync does nothing: the control that must be caught
-  _Atomic int32_t fired;
-  char directory[512];  // absolute, no link in it
-  char shadow[512];     // empty: none
-  char log[512];        // one line per call: number, process, call, path
+  int64_t point;          // 1-based; 0: none
+  int32_t kind;           // enum kind
+  int32_t group;          // kill the whole process group, or the caller alone
+  int32_t deaf;           // fsync does nothing: the control that must be caught
+  _Atomic int32_t fired;  // 1: in the process that leads the group, 2: in another
+  char directory[512];    // absolute, no link in it
+  char shadow[512];       // empty: none
+  char log[512];          // one line per call: number, process, call, path
 };
 
 static struct control* control;
@@ -108,11 +108,16 @@ static enum verdict next(const char* call, const char* path, int allocates, int 
   }
   if (number != control->point) return GO;
   if (control->kind == SHORT && !data) return GO;
-  atomic_store(&control->fired, 1);
+  int leads = getpgrp() == getpid();  // the driver; a worker has another number than its group
+  if (control->kind == STOP && leads) return GO;
+  atomic_store(&control->fired, leads ? 1 : 2);
   switch (control->kind) {
     case KILL:
       die();
       return FAIL;
+    case STOP:
+      syscall(SYS_kill, getpid(), SIGSTOP);
+      return GO;
     case TORN:
       return data ? HALF_THEN_DIE : GO_THEN_DIE;
     case SHORT:

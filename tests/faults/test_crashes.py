@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.campaign import CAMPAIGNS, CONTROL, Judge, run, stratified
+from tests.faults.campaign import CAMPAIGNS, CONTROL, WORKERS, Judge, run, stratified
 from tests.faults.harness import Fault, compile_shim, compiler, job
 
 LONG = os.environ.get("MASKPIPE_LONG") == "1"
@@ -49,6 +49,17 @@ def test_a_fault_at_any_call_leaves_no_dataset_or_the_right_one(judge: Judge, na
     print(f"{name}: {counts[name]} faults at {len(chosen)} of {judge.calls} calls, {len(wrong)} violations")
     assert wrong == []
     assert counts[name] >= (len(chosen) // 8 if name == "short" else len(chosen) - 1)
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_lost_worker_is_replaced_and_nothing_else_changes(judge: Judge, name: str) -> None:
+    """Killed before or after any of its calls, or stopped there: the same bytes, one attempt more."""
+    calls = [point for point, (_, path) in enumerate(judge.log, 1) if "/stage/map" in path or "/commits/" in path]
+    chosen = range(1, judge.calls + 1) if LONG else [calls[4 + 3 * list(WORKERS).index(name)]]
+    counts, wrong = run(judge, [name], chosen, workers=2)
+    print(f"{name}: {counts[name]} faults, {len(wrong)} violations")
+    assert wrong == []
+    assert counts[name] > 0
 
 
 def test_a_build_that_does_not_sync_is_caught(judge: Judge) -> None:
