@@ -26,7 +26,7 @@ from maskpipe.tokenizer import Tokenizer
 
 Int32 = npt.NDArray[np.int32]
 
-CHECKED_ONE_IN = 64
+CHECKED_ONE_IN = 256
 """Of the texts of a run, this share is encoded by both; chosen by a hash of the text, so always the same ones."""
 SAMPLE_BYTES = 256 << 10
 """Text of the user's own data that both must agree on before fastokens is used: a quarter of a second's work."""

@@ -31,7 +31,11 @@ class Branches:
 
 def encode_all(encoder: Encoder, read: Read) -> Branches:
     """What becomes of a record."""
-    parts = [encoder.encode(item) for item in read.items]
+    return join(read, encoder.finish([encoder.begin(item) for item in read.items]))
+
+
+def join(read: Read, parts: list[Encoded]) -> Branches:
+    """What becomes of a record, from what becomes of each of its conversations."""
     if len(parts) == 1:
         whole = parts[0]
         whole.counts.update(read.counts)

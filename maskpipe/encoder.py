@@ -111,6 +111,26 @@ class _Draft:
     """Where prompts end, in bytes; ascending."""
 
 
+@dataclass
+class Begun:
+    """A record on its way: what is known of it before its texts are tokenized."""
+
+    record: Conversation | Text
+    out: Encoded
+    chat: _Chat | None = None
+    drafts: list[_Draft] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        """What of it goes to the tokenizer; nothing where it is refused already."""
+        return [draft.text for draft in self.drafts]
+
+    @property
+    def size(self) -> int:
+        """Of these texts, in bytes."""
+        return sum(len(draft.raw) for draft in self.drafts)
+
+
 class Encoder:
     """Encodes records of one tokenizer and one recipe. TemplateError or UsageError when they do not go together."""
 
@@ -149,6 +169,11 @@ class Encoder:
             )
         return self._template
 
+    @property
+    def backend(self) -> str:
+        """Who computes the ids: tokenizers or fastokens."""
+        return "tokenizers" if self._fast is None else self._fast.name
+
     def choose_backend(self, texts: Sequence[str]) -> Backend:
         """Proves fastokens on these texts of the data, and uses it from here on. Under `auto` one that cannot be used
         is not; asked for by name, that is an error with the reason."""
@@ -166,36 +191,40 @@ class Encoder:
             return Backend(reason=str(error), refused=isinstance(error, TokenizerError))
         return Backend(used=self._fast.name)
 
-    def texts(self, record: Conversation | Text) -> list[str]:
-        """What of this record goes to the tokenizer; nothing where it is refused."""
-        return [draft.text for draft in self._begin(record)[2]]
-
     def encode(self, record: Conversation | Text) -> Encoded:
         """What becomes of one record."""
-        out, chat, drafts = self._begin(record)
-        if out.refused is None:
+        return self.finish([self.begin(record)])[0]
+
+    def begin(self, record: Conversation | Text) -> Begun:
+        """Everything up to the tokenizer."""
+        begun = Begun(record, Encoded())
+        try:
+            if isinstance(record, Text):
+                begun.drafts = self._text(record)
+            else:
+                begun.chat = self._chat(record, begun.out)
+                begun.drafts = [self._draft(view) for view in begun.chat.views]
+        except RecordError as error:
+            begun.out.refused = error
+        return begun
+
+    def finish(self, records: Sequence[Begun]) -> list[Encoded]:
+        """What becomes of each record. The same as one by one, but their texts go to the tokenizer together."""
+        ids = iter(self._ids([text for begun in records for text in begun.texts]))
+        for begun in records:
+            own = [next(ids) for _ in begun.drafts]
+            out = begun.out
+            if out.refused is not None:
+                continue
             try:
-                ids = self._ids([draft.text for draft in drafts])
-                if chat is None:
-                    documents = self._text_document(record, drafts[0], ids[0], out)
+                if begun.chat is None:
+                    documents = self._text_document(begun.record, begun.drafts[0], own[0], out)
                 else:
-                    documents = self._chat_documents(chat, drafts, ids, out)
+                    documents = self._chat_documents(begun.chat, begun.drafts, own, out)
                 out.documents = fit_lengths(documents, self.recipe, out)
             except RecordError as error:
                 out.refused = error
-        return out
-
-    def _begin(self, record: Conversation | Text) -> tuple[Encoded, _Chat | None, list[_Draft]]:
-        """Everything up to the tokenizer: the texts of one record, and what is known about them."""
-        out = Encoded()
-        try:
-            if isinstance(record, Text):
-                return out, None, self._text(record)
-            chat = self._chat(record, out)
-            return out, chat, [self._draft(view) for view in chat.views]
-        except RecordError as error:
-            out.refused = error
-            return out, None, []
+        return [begun.out for begun in records]
 
     def _chat(self, record: Conversation, out: Encoded) -> _Chat:
         messages = _shown(record.messages, self.recipe)

@@ -6,17 +6,17 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from maskpipe.branches import encode_all
+from maskpipe.branches import join
 from maskpipe.chat import Conversation, Read, read_all
 from maskpipe.commit import pack_array, unpack_array
 from maskpipe.document import Document
-from maskpipe.encoder import Encoder, count_loss
+from maskpipe.encoder import Begun, Encoder, count_loss
 from maskpipe.errors import MaskpipeError, RecordError
 from maskpipe.guard import UNGUARDED, Guard
 from maskpipe.keys import are_needed, as_numbers, in_share, key_of
@@ -31,6 +31,23 @@ from maskpipe.template.shadow import prove
 
 STAGE_DOCUMENTS = 512
 """Documents per record batch of a stage file."""
+
+
+HELD_RECORDS = 32
+HELD_BYTES = 16 << 10
+"""Records whose texts go to a fast tokenizer together, and how much text at most: so little that the limits of the last
+one hold for all, whatever the text. Were a process lost with it, the task is run again one by one."""
+
+
+class _Held(NamedTuple):
+    row: int
+    parsed: Read
+    own: list[bytes]
+    begun: list[Begun]
+
+    @property
+    def size(self) -> int:
+        return sum(begun.size for begun in self.begun)
 
 
 @dataclass
@@ -123,10 +140,9 @@ def sample_texts(encoder: Encoder, chunk: Chunk, most: int, guard: Guard = UNGUA
             items = _parsed(record, encoder.recipe, chunk, row).items
         except RecordError:
             continue  # add_records comes to it again, and says so
-        for item in items:
-            texts = encoder.texts(item)
-            out += texts
-            left -= sum(len(text.encode()) for text in texts)
+        for begun in map(encoder.begin, items):
+            out += begun.texts
+            left -= begun.size
     guard.leave()
     return out
 
@@ -152,9 +168,45 @@ def add_records(
     guard: Guard = UNGUARDED,
 ) -> None:
     """Adds what becomes of a chunk's records to `out`."""
-    documents = []
+    documents: list[Document] = []
     keyed = are_needed(encoder.recipe)
     keys, key_rows, document_keys = bytearray(), array("i"), array("i")
+    held: list[_Held] = []
+    together = encoder.backend != "tokenizers" and proof is None and not guard.one_by_one
+
+    def settle() -> None:
+        """Adds what becomes of the records held."""
+        encoded_items = iter(encoder.finish([begun for record in held for begun in record.begun]))
+        for row, parsed, own, begun in held:
+            branches = join(parsed, [next(encoded_items) for _ in begun])
+            encoded = branches.encoded
+            out.counts.update(encoded.counts)
+            out.dropped += [
+                {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
+            ]
+            if encoded.refused is not None:
+                _reject(out, chunk, row, RecordError(f"{chunk.place(row)}: {encoded.refused}", encoded.refused.reason))
+                continue
+            out.kept += 1
+            if keyed:
+                used = sorted(set(branches.of))
+                place = {number: len(key_rows) + k for k, number in enumerate(used)}
+                document_keys.extend(place[number] for number in branches.of)
+                key_rows.extend([row - chunk.first_row] * len(used))
+                keys.extend(b"".join(own[number] for number in used))
+            out.loss_tokens += sum(map(count_loss, encoded.documents))
+            lengths.extend([len(document) for document in encoded.documents])
+            for item in parsed.items:
+                if isinstance(item, Conversation):
+                    out.role_names |= {str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES}
+                    if proof is not None and (proof < 0 or row < proof):
+                        _prove(encoder, item, out, chunk.place(row))
+            if writer is None:
+                out.runs += sum(map(_n_runs, encoded.documents))
+            else:
+                documents.extend(encoded.documents)
+        held.clear()
+
     for row, record in chunk.records(_judge(chunk, guard)) if chunk.take != 0 else ():
         if limit is not None and limit <= 0:
             break
@@ -167,6 +219,7 @@ def add_records(
                 raise record
             parsed = _parsed(record, encoder.recipe, chunk, row)
         except RecordError as error:
+            settle()
             if encoder.recipe.on_bad_record == "stop":
                 raise RecordError(
                     f"{error}. To list such records in rejects.jsonl and go on: --on-bad-record reject", error.reason
@@ -177,37 +230,18 @@ def add_records(
         if chunk.share < 1 and not in_share(own, chunk.share):
             out.left_out["not_selected"] += 1
             continue
-        branches = encode_all(encoder, parsed)
-        encoded = branches.encoded
-        out.counts.update(encoded.counts)
-        out.dropped += [
-            {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
-        ]
-        if encoded.refused is not None:
-            _reject(out, chunk, row, RecordError(f"{chunk.place(row)}: {encoded.refused}", encoded.refused.reason))
-            continue
-        out.kept += 1
-        if keyed:
-            used = sorted(set(branches.of))
-            place = {number: len(key_rows) + k for k, number in enumerate(used)}
-            document_keys.extend(place[number] for number in branches.of)
-            key_rows.extend([row - chunk.first_row] * len(used))
-            keys += b"".join(own[number] for number in used)
-        out.loss_tokens += sum(map(count_loss, encoded.documents))
-        lengths += [len(document) for document in encoded.documents]
-        for item in parsed.items:
-            if isinstance(item, Conversation):
-                out.role_names |= {str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES}
-                if proof is not None and (proof < 0 or row < proof):
-                    _prove(encoder, item, out, chunk.place(row))
-        if writer is None:
-            out.runs += sum(map(_n_runs, encoded.documents))
-        else:
-            documents += encoded.documents
-            if len(documents) >= STAGE_DOCUMENTS:
-                guard.leave()
-                writer.write_table(documents_to_table(documents))
-                documents = []
+        begun = [encoder.begin(item) for item in parsed.items]
+        size = sum(part.size for part in begun)
+        if sum(record.size for record in held) + size > HELD_BYTES:
+            settle()
+        held.append(_Held(row, parsed, own, begun))
+        if not together or size > HELD_BYTES or len(held) >= HELD_RECORDS:
+            settle()
+        if len(documents) >= STAGE_DOCUMENTS:
+            guard.leave()
+            writer.write_table(documents_to_table(documents))
+            documents.clear()
+    settle()
     guard.leave()
     if writer is not None and documents:
         writer.write_table(documents_to_table(documents))

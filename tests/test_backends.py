@@ -117,7 +117,7 @@ def test_a_backend_that_lies_about_the_users_data_is_caught_by_the_sample(lie: A
 def test_a_backend_that_lies_later_is_caught_within_a_few_texts(lie: Any) -> None:
     lie(lambda given: "Zqx" in given)
     fast = engage(DEMO)
-    texts = [f"Zqx {number}" for number in range(1000)]
+    texts = [f"Zqx {number}" for number in range(4000)]
     checked = [text for text in texts if zlib.crc32(text.encode()) % CHECKED_ONE_IN == 0]
     assert 5 <= len(checked) <= 40
     fast.ids([text for text in texts if text not in checked])
