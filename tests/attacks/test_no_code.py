@@ -96,9 +96,11 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 scratch = Path(sys.argv[1])
+chats = scratch / "chats.jsonl"
+chats.write_bytes(b"\\n".join(demo_data.chats().read_bytes().split(b"\\n")[:-1:6]))
 for workers in (0, 2):
     out = scratch / f"out{workers}"
-    maskpipe.prepare(demo_data.chats(), out, tokenizer=demo_data.tokenizer(), workers=workers, proof=3)
+    maskpipe.prepare(chats, out, tokenizer=demo_data.tokenizer(), workers=workers, proof=3)
     dataset = maskpipe.open(out)
     assert sum(len(document) for document in dataset.documents()) == dataset.manifest.totals.n_tokens
     dataset.verify()

@@ -75,7 +75,7 @@ def compile_shim(to: Path) -> Path:
 
 def small_source(path: Path, records: int = 10) -> Path:
     """The shortest demo chats and a line that is no JSON: some KiB, so a handful of chunks."""
-    lines = sorted(demo_data.chats().read_text(encoding="utf-8").splitlines(), key=len)
+    lines = sorted(demo_data.chats().read_text(encoding="utf-8").split("\n"), key=len)
     chosen = [line for line in lines if '"user"' in line][4 : 4 + records]
     path.write_text("\n".join([*chosen[:2], '{"messages": [', *chosen[2:]]) + "\n", encoding="utf-8")
     return path
