@@ -31,11 +31,11 @@ RECIPE = Recipe(sequence_length=256, on_bad_record="reject")
 
 
 def small_steps() -> None:
-    """Chunks of a few records, partitions of one chunk, shards of a few rows."""
+    """Chunks of a few records, partitions of one chunk, shards of one row."""
     limits.CHUNK_BYTES = 700
-    partitions.PARTITION_TOKENS = 400
+    partitions.PARTITION_TOKENS = 250
     partitions.PARTITION_SEQUENCES = 1
-    Recipe.shard_bytes = 4 * 256 * 2  # type: ignore[assignment,method-assign]
+    Recipe.shard_bytes = 4 * 256  # type: ignore[assignment,method-assign]
 
 
 def prepare(tokenizer: Tokenizer, request: dict[str, Any]) -> dict[str, str]:
