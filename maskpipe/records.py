@@ -35,8 +35,9 @@ STAGE_DOCUMENTS = 512
 
 HELD_RECORDS = 32
 HELD_BYTES = 16 << 10
-"""Records whose texts go to a fast tokenizer together, and how much text at most: so little that the limits of the last
-one hold for all, whatever the text. Were a process lost with it, the task is run again one by one."""
+"""Records whose texts go to the tokenizer together, so that it works from a warm cache; and how much text at most: so
+little that the limits of the last one hold for all, whatever the text. Were a process lost with them, the task is run
+again one by one."""
 
 
 class _Held(NamedTuple):
@@ -172,7 +173,7 @@ def add_records(
     keyed = are_needed(encoder.recipe)
     keys, key_rows, document_keys = bytearray(), array("i"), array("i")
     held: list[_Held] = []
-    together = encoder.backend != "tokenizers" and proof is None and not guard.one_by_one
+    together = proof is None and not guard.one_by_one
 
     def settle() -> None:
         """Adds what becomes of the records held."""
