@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpipe.chat import Conversation, Text
-from maskpipe.encoder import Encoded, Encoder
+from maskpipe.encoder import Begun, Encoder
 from maskpipe.guard import Guard
 from maskpipe.tasks import MapTask, run_map
 
@@ -45,19 +45,19 @@ HARM: dict[str, Callable[[], Any]] = {
 
 def run_map_with_harm(encoder: Encoder, task: MapTask, guard: Guard) -> str:
     """A record that says WORD! does harm each time; one that says WORD? does it once, and a file then says so."""
-    encode = encoder.encode
+    begin = encoder.begin
 
-    def harmful(record: Conversation | Text) -> Encoded:
+    def harmful(record: Conversation | Text) -> Begun:
         text = str(record)
         for word, harm in HARM.items():
             done = Path(task.directory).parent / f"{word}.done"
             if f"{word}!" in text or (f"{word}?" in text and not done.exists()):
                 done.touch()
                 harm()
-        return encode(record)
+        return begin(record)
 
-    encoder.encode = harmful  # type: ignore[method-assign]
+    encoder.begin = harmful  # type: ignore[method-assign]
     try:
         return run_map(encoder, task, guard)
     finally:
-        encoder.encode = encode  # type: ignore[method-assign]
+        encoder.begin = begin  # type: ignore[method-assign]

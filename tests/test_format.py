@@ -138,7 +138,9 @@ def refused_manifest(out: Path, message: str, **changes: Any) -> None:
 
 def test_every_rule_has_a_test() -> None:
     rules = {int(number) for number in re.findall(r"^- \*\*F(\d+)\*\*", FORMAT_MD.read_text(), re.MULTILINE)}
-    tests = {int(found[1]) for name in globals() if (found := re.match(r"test_f(\d+)_", name))}
+    here = Path(__file__)
+    texts = [here.read_text(), here.with_name("test_merge.py").read_text()]  # F35 and F36 are about several datasets
+    tests = {int(number) for text in texts for number in re.findall(r"^def test_f(\d+)_", text, re.MULTILINE)}
     assert rules == tests == set(range(1, max(rules) + 1))
 
 

@@ -65,7 +65,7 @@ def test_every_token_of_every_source_is_there_once(three: tuple[list[Any], list[
     assert '"source": 1' in (tmp_path / "all" / "rejects.jsonl").read_text()
 
 
-def test_a_merged_dataset_packed_anew_is_one_preparation_of_all_sources(
+def test_f36_a_merged_dataset_packed_anew_is_one_preparation_of_all_sources(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(limits, "CHUNK_BYTES", 4 << 10)
@@ -95,7 +95,7 @@ def test_append_prepares_with_the_datasets_own_recipe_and_tokenizer(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "new"]
 
 
-def test_merging_is_associative(three: tuple[list[Any], list[Path]], tmp_path: Path) -> None:
+def test_f35_merging_is_associative(three: tuple[list[Any], list[Path]], tmp_path: Path) -> None:
     a, b, c = three[1]
     merge.merge([a, b], tmp_path / "ab")
     merge.merge([tmp_path / "ab", c], tmp_path / "ab_c")
