@@ -152,7 +152,7 @@ def test_what_a_template_does_to_a_record_costs_that_record(tmp_path: Path) -> N
     texts = ["a", "LOOP", "b", "DOUBLE", "REPEAT", "FLOOD", "c"]
     recipe = REJECT.replace(chat_template=HOSTILE, train_on=("all",))
     made = prepare(tmp_path, "out", texts, recipe=recipe)
-    assert made["rejects"] == [(1, "timeout"), (3, "out_of_memory"), (4, "out_of_memory"), (5, "output_too_large")]
+    assert made["rejects"] == [(1, "timeout"), (3, "out_of_memory"), (4, "template_error"), (5, "output_too_large")]
     assert {row for row, _, _ in made["documents"]} == {0, 2, 6}
 
 
