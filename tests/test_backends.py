@@ -197,3 +197,19 @@ def test_a_run_falls_back_and_says_so(tmp_path: Path, lie: Any, monkeypatch: pyt
     assert run["used"] == "tokenizers"
     assert "fastokens makes other ids" in run["reason"]
     assert "ids       by tokenizers: fastokens makes other ids" in str(prepared)
+
+
+def test_a_lie_that_comes_out_later_stops_the_run_and_the_next_one_takes_nothing_over(
+    tmp_path: Path, lie: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 4 << 10)
+    monkeypatch.setattr(backends, "CHECKED_ONE_IN", 1)
+    lie(lambda given: "90, as asked" in given)
+    with pytest.raises(TokenizerError, match="--tokenizer-backend tokenizers"):
+        maskpipe.prepare(chats(100), tmp_path / "out", tokenizer=DEMO, workers=0)
+    assert not (tmp_path / "out").exists()
+    recipe = Recipe(tokenizer_backend="tokenizers")
+    maskpipe.prepare(chats(100), tmp_path / "out", tokenizer=DEMO, recipe=recipe, workers=0)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["backend"]["used"] == "tokenizers"
+    assert not run["tasks"]["found"].get("map")
