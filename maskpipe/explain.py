@@ -31,7 +31,7 @@ from maskpipe.branches import encode_all, joined
 from maskpipe.chat import Conversation, Text, read_all
 from maskpipe.encoder import Encoder
 from maskpipe.errors import RecordError, UsageError
-from maskpipe.fit import Finding
+from maskpipe.findings import Finding
 from maskpipe.policy import Policy, kinds, may_train
 from maskpipe.roles import Flag, Part, Role, Verdict, role_of
 from maskpipe.sources import open_sources

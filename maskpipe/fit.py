@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from jinja2 import nodes
 
 from maskpipe.encoder import Encoder
 from maskpipe.errors import TemplateError
+from maskpipe.findings import Finding
 from maskpipe.template.render import wrap
 
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>｜]+｜>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing a person should know before trusting a dataset."""
-
-    code: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}"
 
 
 def check_fit(encoder: Encoder) -> list[Finding]:

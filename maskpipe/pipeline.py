@@ -38,7 +38,8 @@ from maskpipe.backends import Backend
 from maskpipe.durable import make_directory, sync_directory
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
-from maskpipe.fit import Finding, check_fit
+from maskpipe.findings import Finding
+from maskpipe.fit import check_fit
 from maskpipe.guard import Limits
 from maskpipe.keys import are_needed, compared
 from maskpipe.pack import plan

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from maskpipe.fit import Finding
+from maskpipe.findings import Finding
 from maskpipe.roles import Role
 from maskpipe.shards.format import BATCH_TOKENS
 from maskpipe.shards.manifest import Counts, Manifest

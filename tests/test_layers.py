@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "maskpipe"
 LAYERS = [
-    {"errors", "_core", "proof_texts"},
+    {"errors", "findings", "_core", "proof_texts"},
     {"commit", "durable", "roles", "strict_json", "strict_yaml"},
     {"document", "recipe", "demo_data", "vocabulary"},
     {"chat", "policy", "added_tokens"},

@@ -15,7 +15,7 @@ import yaml
 
 import maskpipe
 from maskpipe import card, demo_data, summary
-from maskpipe.fit import Finding
+from maskpipe.findings import Finding
 from maskpipe.pipeline import Prepared, dry_run
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Role
