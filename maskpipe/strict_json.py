@@ -25,6 +25,9 @@ MAX_DEPTH = 200
 MAX_VALUES = 1_000_000
 """In one text. A value of two bytes takes a hundred in memory; real records have some thousands."""
 
+_INTEGER_BITS = 14_284
+"""Any integer of so many bits has at most 4,300 digits: what Python writes and reads."""
+
 Path = tuple[str | int, ...]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -119,6 +122,12 @@ def refuse_foreign(value: Any, path: Path = ()) -> None:
             todo += [((*here, index), below) for index, below in enumerate(entry)]
         elif isinstance(entry, float) and not math.isfinite(entry):
             raise RecordError(f"{json_path(here)} is {entry}, which is no JSON number", reason="not_json")
+        elif isinstance(entry, int) and entry.bit_length() > _INTEGER_BITS:
+            raise RecordError(
+                f"{json_path(here)} is an integer of {entry.bit_length():,} bits, more than can be written and read "
+                f"again ({_INTEGER_BITS:,}). Make it a string",
+                reason="not_json",
+            )
         elif entry is not None and not isinstance(entry, str | int | float):
             raise RecordError(
                 f"{json_path(here)} is a {type(entry).__module__}.{type(entry).__name__}, which is no JSON value. "

@@ -49,6 +49,10 @@ def test_a_node_whose_replies_are_all_left_out_is_a_leaf() -> None:
     assert [turns(chat) for chat in chats(tree)] == [[("user", "q"), ("assistant", "a")]]
 
 
+def test_a_tree_beside_a_completion_is_refused_since_one_of_them_would_be_lost() -> None:
+    assert "prompt" in str(refusal({"prompt": TREE, "completion": "an answer"}))
+
+
 def test_stopped_trees_are_refused_unless_the_recipe_says_otherwise() -> None:
     record = {"prompt": TREE, "tree_state": "aborted_low_grade"}
     assert refusal(record).reason == "tree_stopped"

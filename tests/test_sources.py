@@ -288,16 +288,23 @@ def test_values_that_are_no_json_are_refused_with_their_path() -> None:
         {"messages": [{"role": "user", "content": np.str_("fine")}], "n": np.int64(3)},
         {"x": {1: "a"}},
         {"x": [float("nan")]},
-        {"text": "ok", "pair": (1, 2)},
+        {"n": 10**4300},
+        {"text": "ok", "pair": (1, 10**4299)},
         {"text": "\ud83c"},
     ]
     found = read(records)
-    assert [getattr(record, "reason", None) for record in found] == ["not_json"] * 4 + [None, "lone_surrogate"]
+    assert [getattr(record, "reason", None) for record in found] == ["not_json"] * 5 + [None, "lone_surrogate"]
     for index, says in enumerate(
-        ["record 0: $.at is a datetime.date", "record 1: $.n is a numpy.int64", "$.x has the key 1", "$.x[0] is nan"]
+        [
+            "record 0: $.at is a datetime.date",
+            "record 1: $.n is a numpy.int64",
+            "$.x has the key 1",
+            "$.x[0] is nan",
+            "$.n is an integer of",
+        ]
     ):
         assert says in str(found[index])
-    assert found[4] == {"text": "ok", "pair": [1, 2]}
+    assert found[5] == {"text": "ok", "pair": [1, 10**4299]}
 
 
 def test_an_iterator_is_read_once_and_a_list_as_often_as_one_likes() -> None:

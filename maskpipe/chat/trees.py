@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from maskpipe.chat.columns import Column, Columns, wrong_type
+from maskpipe.chat.columns import COMPLETION_COLUMNS, COMPLETIONS_COLUMNS, Column, Columns, wrong_type
 from maskpipe.chat.content import REASONING_KEYS
 from maskpipe.chat.conversation import Chat, Json
 from maskpipe.chat.fields import SHAREGPT_ROLES, message_weight, role_named
@@ -33,7 +33,8 @@ def root_of(record: Json, columns: Columns) -> Column | None:
     if tree is not None and (tree.mapped or _is_node(tree.value)):
         return tree
     prompt = columns.get("prompt")
-    if prompt is not None and _is_node(prompt.value):
+    answered = any(name in columns for name in (*COMPLETION_COLUMNS, *COMPLETIONS_COLUMNS))
+    if prompt is not None and not answered and _is_node(prompt.value):
         return prompt
     return Column(record, ()) if _is_node(record) else None
 
