@@ -141,10 +141,16 @@ def append(
     refuse_taken(new)
     with open_dataset(out) as dataset:
         recipe = Recipe.from_dict(dataset.manifest.recipe, where=str(dataset.path / RECIPE))
-        if recipe.deduplicate or recipe.validation:
+        if recipe.deduplicate:
             raise UsageError(
-                f"{out}: its recipe compares all records with each other (deduplicate, validation), so new ones cannot "
-                "be put behind them; prepare all sources together"
+                f"{out}: its recipe compares all records with each other (deduplicate), so new ones cannot be put "
+                "behind them; prepare all sources together"
+            )
+        if recipe.validation:
+            raise UsageError(
+                f"{out}: is one side of a split, and the new records would go to both. Prepare them with "
+                f"--recipe {Path(out) / RECIPE}, then merge train with train and validation with validation: a "
+                "record's side depends on its content alone"
             )
         named = [name for name in ("source_caps", "source_weights") if dataset.manifest.recipe[name]]
         if named:

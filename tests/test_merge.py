@@ -182,3 +182,18 @@ def test_an_append_that_was_stopped_goes_on_under_the_same_name(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir() if "all" in path.name] in ([], ["all.more.partial"])
     merge.append(tmp_path / "a", [chat(2, 5)], tmp_path / "all")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "all"]
+
+
+def test_a_split_dataset_grows_by_merging_side_with_side(tmp_path: Path) -> None:
+    """As append advises: then each side holds what one preparation of everything puts there."""
+    lines = demo_data.chats().read_bytes().splitlines(keepends=True)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for k, file in enumerate(files):
+        file.write_bytes(b"".join(lines[k::2]))
+        prepare(file, tmp_path / f"out{k}", sequence_length=1024, validation=0.3)
+    with pytest.raises(UsageError, match="merge train with train and validation with validation"):
+        merge.append(tmp_path / "out0" / "train", files[1], tmp_path / "new")
+    whole = prepare(files, tmp_path / "whole", sequence_length=1024, validation=0.3)
+    for side in ("train", "validation"):
+        merge.merge([tmp_path / "out0" / side, tmp_path / "out1" / side], tmp_path / side)
+        assert facts(tmp_path / side)[0] == facts(whole / side)[0]
