@@ -1,7 +1,7 @@
 """The command line: one function per command, no logic. stdout is data, stderr is talk.
 
 Exit codes: 0 clean, 1 findings (verify), 2 could not run, 130 interrupted. What a command needs is imported when it
-runs, so that `maskpipe --help` is quick; only probe imports torch.
+runs, so that `maskpipe --help` is quick; only probe and explain --model import torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from maskpipe.errors import DatasetError, MaskpipeError, UsageError
 from maskpipe.recipe_flags import RecipeFlags, resolve
 
 if TYPE_CHECKING:
+    from maskpipe.document import Document
     from maskpipe.guard import Limits
 
 CLEAN, FINDINGS, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -165,6 +166,10 @@ def explain(
         bool, Parameter(group=_INPUT, negative=(), help="One line per position, not one per stretch.")
     ] = False,
     full: Annotated[bool, Parameter(group=_INPUT, negative=(), help="Show long stretches uncut.")] = False,
+    model: Annotated[
+        str | None,
+        Parameter(group=_INPUT, help="Directory of a transformers model: what it gives each true next token."),
+    ] = None,
     format: FormatFlag = "human",
     flags: Flags = None,
 ) -> int:
@@ -173,6 +178,7 @@ def explain(
     maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3
     maskpipe explain chats.jsonl --row 3 --tokenizer out --recipe out/recipe.yaml
     maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3 --tokens | less
+    maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3 --model ./qwen3 --tokens
     """
     chosen = resolve(flags, recipe)
     from maskpipe import explain as explaining
@@ -181,11 +187,30 @@ def explain(
 
     encoder = encoder_of(tokenizer, chosen)
     explanation = explaining.explain(source, row, encoder=encoder, split=split, findings=check_fit(encoder))
+    if model is not None:
+        explanation.probabilities = _probabilities(model, explanation.documents)
     if format == "json":
         _print(explanation.to_dict())
     else:
         explaining.show(explanation, _stdout(), tokens=tokens, full=full)
     return CLEAN
+
+
+def _probabilities(model: str, documents: list[Document]) -> list[Any]:
+    """What a model gives the true next tokens of each document."""
+    _quiet_hub()
+    try:
+        from maskpipe.data.model import default_device, load_model
+        from maskpipe.losses.model_logps import next_token_probabilities
+    except ModuleNotFoundError as error:
+        raise UsageError(f"explain --model needs {error.name or 'torch'}: pip install 'maskpipe[probe]'") from None
+    loaded = load_model(model, "float32", default_device(None), wanted_by="explain --model")
+    return [next_token_probabilities(loaded, document.input_ids) for document in documents]
+
+
+def _quiet_hub() -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @app.command(usage="Usage: maskpipe stats OUT", sort_key=3)
@@ -263,8 +288,7 @@ def probe(
     maskpipe probe ./my-model
     maskpipe probe ./my-model --attn-implementation sdpa --dtype bfloat16 --format json
     """
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _quiet_hub()
     try:
         from maskpipe import data
     except ModuleNotFoundError as error:

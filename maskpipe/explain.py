@@ -290,6 +290,13 @@ class Explanation:
     dropped: list[tuple[int, str]] = field(default_factory=list)
     refused: RecordError | None = None
     findings: list[Finding] = field(default_factory=list)
+    probabilities: list[npt.NDArray[np.float64]] | None = None
+    """Per document, what a model gave the true next token at each position [n - 1]; None without a model."""
+
+    def tables(self) -> list[PredictionTable]:
+        """The article's table of every document."""
+        given = self.probabilities if self.probabilities is not None else [None] * len(self.documents)
+        return [prediction_table(d, p, self.policy) for d, p in zip(self.documents, given, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values: what `--format json` prints."""
@@ -307,20 +314,24 @@ class Explanation:
                 }
                 for turn in self.turns
             ],
-            "documents": [self._document_dict(document) for document in self.documents],
+            "documents": [self._document_dict(*each) for each in zip(self.documents, self.tables(), strict=True)],
             "lost": self.lost,
             "dropped": [{"turn": turn, "policy": policy} for turn, policy in self.dropped],
             "counts": dict(sorted(self.counts.items())),
             "findings": [{"code": finding.code, "text": finding.text} for finding in self.findings],
         }
 
-    def _document_dict(self, document: Document) -> dict[str, Any]:
+    def _document_dict(self, document: Document, table: PredictionTable) -> dict[str, Any]:
         why = reasons(document, self.policy)
+        modelled = self.probabilities is not None
+        # of token k: what position k - 1 gave it; nothing predicts the first
+        given = [(None, None), *((row.probability, row.loss) for row in table.rows)]
         texts = token_texts(document.input_ids, self.tokenizer)
         return {
             "turn": document.turn,
             "n_tokens": len(document),
             "n_loss": int(document.loss_mask.sum()),
+            **({"mean_nll": _finite(table.mean_loss)} if modelled else {}),
             "tokens": [
                 {
                     "position": k,
@@ -333,6 +344,7 @@ class Explanation:
                     "sampled": bool(document.sampled[k]),
                     "loss": bool(document.loss_mask[k]),
                     "why": Why(why[k]).name.lower(),
+                    **({"probability": given[k][0], "nll": _finite(given[k][1])} if modelled else {}),
                 }
                 for k in range(len(document))
             ],
@@ -360,6 +372,11 @@ class Explanation:
             if len(why):
                 return f"not trained: {WORDS[Why(int(np.bincount(why).argmax()))]}"
         return "not trained: not in any document (cut off for length, or not selected)"
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no infinity: None for it, as for no value."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def explain(
@@ -501,12 +518,12 @@ def _parts(e: Explanation, tokens: bool, full: bool, width: int, plain: bool) ->
     if e.documents:
         yield _legend(e, plain)
         yield ""
-    for number, document in enumerate(e.documents, 1):
-        yield _document_title(e, number, document)
+    for number, (document, table) in enumerate(zip(e.documents, e.tables(), strict=True), 1):
+        yield _document_title(e, number, document, table)
         yield ""
         yield _flow(document, e, full)
         yield ""
-        yield _token_table(document, e, width) if tokens else _run_table(document, e, width)
+        yield _token_table(document, table, e, width) if tokens else _run_table(document, table, e, width)
         yield ""
     yield from _notes(e)
 
@@ -577,13 +594,15 @@ def _legend(e: Explanation, plain: bool) -> Shown:
     return out
 
 
-def _document_title(e: Explanation, number: int, document: Document) -> Shown:
+def _document_title(e: Explanation, number: int, document: Document, table: PredictionTable) -> Shown:
     trained = int(document.loss_mask.sum())
     what = f"messages[{document.turn}] alone, after what inference would feed" if document.turn >= 0 else "all messages"
     if isinstance(e.conversation, Text):
         what = "text"
     out = Shown(f"document {number} of {len(e.documents)}", style="bold")
     out.append(f"  {what}, {len(document):,} tokens, {trained:,} with loss", style="not bold")
+    if table.mean_loss is not None:
+        out.append(f", mean {table.mean_loss:.2f}", style="not bold")
     return out
 
 
@@ -640,6 +659,13 @@ def _loss_cell(in_loss: bool) -> Shown:
     return Shown("yes", style="bold") if in_loss else Shown("no", style="dim")
 
 
+def _mean_cell(rows: Sequence[Prediction], in_loss: bool) -> Shown:
+    """Mean -log p in nats; nothing for the first token, which nothing predicts."""
+    losses = [row.loss for row in rows if row.loss is not None]
+    text = f"{math.fsum(losses) / len(losses):.2f}" if losses else ""
+    return Shown(text, style="bold" if in_loss else "dim")
+
+
 def _why_cell(document: Document, e: Explanation, position: int, why: Why) -> str:
     words = WORDS[why]
     message = int(document.message_ids[position])
@@ -667,16 +693,19 @@ def _runs(why: npt.NDArray[np.uint8], messages: npt.NDArray[np.int32]) -> Iterat
             start = None
 
 
-def _run_table(document: Document, e: Explanation, width: int) -> Table:
+def _run_table(document: Document, predictions: PredictionTable, e: Explanation, width: int) -> Table:
     """The article's table, one line per run of targets with one reason."""
+    modelled = e.probabilities is not None
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("targets", justify="right", header_style="dim", no_wrap=True)
     table.add_column("tokens", justify="right", header_style="dim", no_wrap=True)
     table.add_column("role", header_style="dim", no_wrap=True)
     table.add_column("true next tokens", header_style="dim", no_wrap=True)
+    if modelled:
+        table.add_column("mean -log p", justify="right", header_style="dim", no_wrap=True)
     table.add_column("loss", header_style="dim", no_wrap=True)
     table.add_column("why", header_style="dim")
-    room = max(16, min(48, (width - 37) // 2 - 4))
+    room = max(16, min(48, (width - 37 - 13 * modelled) // 2 - 4))
     why = reasons(document, e.policy)
     for start, stop in _runs(why, document.message_ids):
         role = Role(document.role_ids[start])
@@ -690,32 +719,40 @@ def _run_table(document: Document, e: Explanation, width: int) -> Table:
                 _quoted(e.tokenizer.decode(document.input_ids[start:stop]), room),
                 style=f"{style} bold underline" if in_loss else f"{style} dim",
             ),
+            *([_mean_cell(predictions.rows[max(start - 1, 0) : stop - 1], in_loss)] if modelled else []),
             _loss_cell(in_loss),
             visible(_why_cell(document, e, start, Why(why[start]))),
         )
     return table
 
 
-def _token_table(document: Document, e: Explanation, width: int) -> Table:
+def _token_table(document: Document, predictions: PredictionTable, e: Explanation, width: int) -> Table:
     """The article's table, one line per position."""
+    modelled = e.probabilities is not None
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("position", justify="right", header_style="dim", no_wrap=True)
     table.add_column("input token", header_style="dim", no_wrap=True)
+    if modelled:
+        table.add_column("p(true next)", justify="right", header_style="dim", no_wrap=True)
     table.add_column("true next token", header_style="dim", no_wrap=True)
+    if modelled:
+        table.add_column("-log p", justify="right", header_style="dim", no_wrap=True)
     table.add_column("loss", header_style="dim", no_wrap=True)
     table.add_column("why", header_style="dim")
-    room = max(12, min(24, (width - 38) // 4))
+    room = max(12, min(24, (width - 38 - 22 * modelled) // 4))
     texts = token_texts(document.input_ids, e.tokenizer)
-    for row in prediction_table(document, policy=e.policy).rows:
+    for row in predictions.rows:
         k = row.position
         style = _STYLES[Role(document.role_ids[k + 1])]
         table.add_row(
             str(k),
             Shown(f"{row.input_id} {_token(texts[k], room)}", style=_STYLES[Role(document.role_ids[k])]),
+            *([f"{row.probability:.2g}"] if row.probability is not None else []),
             Shown(
                 f"{row.next_id} {_token(texts[k + 1], room)}",
                 style=f"{style} bold underline" if row.in_loss else style,
             ),
+            *([_mean_cell([row], row.in_loss)] if modelled else []),
             _loss_cell(row.in_loss),
             visible(_why_cell(document, e, k + 1, row.why)),
         )

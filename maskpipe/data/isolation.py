@@ -11,7 +11,6 @@ independent proof the logits of packed documents are compared with those of each
 from __future__ import annotations
 
 import importlib
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,12 +24,12 @@ import torch
 from torch import Tensor
 
 from maskpipe.data.batch import Batch
+from maskpipe.data.model import accepted, default_device, first_line, load_model
 from maskpipe.errors import UsageError
 from maskpipe.roles import Part, Role
 
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 """What is probed when nothing is asked for, where it is available."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Verdict = Literal["isolated", "leaks", "differs", "refused", "unavailable"]
 
 _AS_HF = "as_hf()"
@@ -123,8 +122,9 @@ def probe(
     if type(sequence_length) is not int or sequence_length < 16:
         raise UsageError(f"sequence_length must be a whole number of at least 16, got {sequence_length!r}")
     asked = [attention] if isinstance(attention, str) else attention
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loaded = _load(model, dtype, where, random_init, seed) if isinstance(model, str | Path) else model
+    loaded = model
+    if isinstance(model, str | Path):
+        loaded = load_model(model, dtype, default_device(device), wanted_by="probe", random_init=random_init, seed=seed)
     config = loaded.config.get_text_config()
     batch = _packed(config, sequence_length, seed).to(loaded.device)
     training, before = loaded.training, loaded.config._attn_implementation
@@ -156,35 +156,6 @@ def probe(
 # The model
 
 
-def _load(model: str | Path, dtype: str, device: torch.device, random_init: bool, seed: int) -> Any:
-    if dtype != "auto" and dtype not in DTYPES:
-        raise UsageError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise UsageError(f"probe needs {error.name}: pip install 'maskpipe[probe]'") from None
-    name, local = str(model), Path(model).is_dir()
-    if not local and (Path(model).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UsageError(f"{name}: no directory of a model; it needs config.json and weights")
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    stored = dtype if dtype == "auto" else DTYPES[dtype]
-    try:
-        if not random_init:
-            return transformers.AutoModelForCausalLM.from_pretrained(name, dtype=stored, **options).to(device)
-        config = transformers.AutoConfig.from_pretrained(name, **options)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            made = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=config.dtype if dtype == "auto" else stored
-            )
-        return made.to(device)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        hint = "" if random_init else "; --random-init needs its config.json only"
-        raise UsageError(
-            f"{name}: transformers cannot load it as a causal language model: {_first(error)}{hint}"
-        ) from None
-
-
 def _choose(model: Any, attention: str) -> str:
     """Sets the implementation. Why it cannot be had; empty when it can."""
     if attention == "flash_attention_2":
@@ -194,7 +165,7 @@ def _choose(model: Any, attention: str) -> str:
     try:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError, RuntimeError, KeyError) as error:
-        return _first(error)
+        return first_line(error)
     actual = model.config.get_text_config()._attn_implementation
     return "" if actual == attention else f"the model does not have it, and goes on with {actual}"
 
@@ -289,7 +260,7 @@ def _measure(
     model: Any, attention: str, name: str, batch: Batch, inputs: Mapping[str, Any], alone: Tensor | str
 ) -> Measured:
     config = model.config.get_text_config()
-    taken, left_out = _accepted(model, inputs)
+    taken, left_out = accepted(model, inputs)
     detail = f"the model takes no {', '.join(left_out)}" if left_out else ""
 
     def run(ids: Tensor) -> Tensor:
@@ -317,7 +288,7 @@ def _measure(
             delta = (run(ids) - base).abs().amax(-1).where(stays, torch.zeros(()).to(base))
             change, touched = max(change, float(delta.max())), touched | (delta > limit)
     except Exception as error:  # whatever a model raises on these inputs is the finding
-        return Measured(attention, name, "refused", detail=_first(error))
+        return Measured(attention, name, "refused", detail=first_line(error))
     from_alone = None if isinstance(alone, str) else _largest(base, alone, batch.segment_ids > 0)
     verdict: Verdict = "leaks" if change > limit else "isolated"
     if verdict == "isolated" and from_alone is not None and from_alone > max(8 * noise, eps**0.5 * scale):
@@ -340,25 +311,13 @@ def _alone(model: Any, batch: Batch) -> Tensor | str:
                 out = logits.new_zeros(batch.input_ids.numel(), logits.shape[-1])
             out[start : start + length] = logits[0]
     except Exception as error:
-        return _first(error)
+        return first_line(error)
     assert out is not None
     return out.view(*batch.input_ids.shape, -1)
 
 
-def _accepted(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Keyword arguments that the model takes, and the names of those that it does not."""
-    parameters = inspect.signature(model.forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return dict(inputs), []
-    return {k: v for k, v in inputs.items() if k in parameters}, [k for k in inputs if k not in parameters]
-
-
 def _largest(a: Tensor, b: Tensor, where: Tensor) -> float:
     return float((a - b).abs().amax(-1)[where].max())
-
-
-def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 # What it says
