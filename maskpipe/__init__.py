@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from maskpipe import data as data
     from maskpipe import losses as losses
     from maskpipe import pack
+    from maskpipe.auditing import audit, audit_batches
+    from maskpipe.auditing.report import Report
     from maskpipe.chat import Conversation, Text
     from maskpipe.document import Document
     from maskpipe.encoder import encode
@@ -48,6 +50,7 @@ _HOME = {
     "Prepared": "pipeline",
     "Recipe": "recipe",
     "RecordError": "errors",
+    "Report": "auditing.report",
     "Rendered": "template",
     "Role": "roles",
     "Sequence": "shards.reader",
@@ -58,6 +61,8 @@ _HOME = {
     "TokenizerError": "errors",
     "UsageError": "errors",
     "Verdict": "roles",
+    "audit": "auditing",
+    "audit_batches": "auditing",
     "encode": "encoder",
     "open": "remote.dataset",
     "pack": "pack",
@@ -66,8 +71,8 @@ _HOME = {
 
 __all__ = [
     "ChatTemplate", "Conversation", "Dataset", "DatasetError", "Document", "Flag", "MaskpipeError", "Part", "Prepared",
-    "Recipe", "RecordError", "Rendered", "Role", "Sequence", "Span", "TemplateError", "Text", "Tokenizer",
-    "TokenizerError", "UsageError", "Verdict", "encode", "open", "pack", "prepare",
+    "Recipe", "RecordError", "Rendered", "Report", "Role", "Sequence", "Span", "TemplateError", "Text", "Tokenizer",
+    "TokenizerError", "UsageError", "Verdict", "audit", "audit_batches", "encode", "open", "pack", "prepare",
 ]  # fmt: skip
 
 

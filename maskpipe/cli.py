@@ -256,6 +256,55 @@ def verify(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *
     return CLEAN
 
 
+@app.command(usage="Usage: maskpipe audit OUT [OPTIONS]", sort_key=4)
+def audit(
+    data: Annotated[str, Parameter(group=_INPUT, help="A dataset: a directory, or the URI of one.")],
+    /,
+    *,
+    tokenizer: Annotated[
+        str | None,
+        Parameter(
+            group=_INPUT, help="Of data that maskpipe did not prepare: a directory, a tokenizer.json, a hub name."
+        ),
+    ] = None,
+    coverage_only: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="Show what the manifest says; read and check no row.")
+    ] = False,
+    require: Annotated[
+        list[str] | None,
+        Parameter(group=_INPUT, negative=(), help="A metric and a number, such as 'loss_share>=0.2'; may be repeated."),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        Parameter(
+            group=_INPUT,
+            negative=(),
+            help="Exit 1 from this level on (error, warning, note, never), or for a code; may be repeated. "
+            "warning by default.",
+        ),
+    ] = None,
+    format: FormatFlag = "human",
+) -> int:
+    """Check every token of a dataset, and show what it holds. Exit code 1 for findings and requirements that fail.
+
+    maskpipe audit out
+    maskpipe audit out --require 'loss_share>=0.2' --fail-on error
+    maskpipe audit theirs --tokenizer ./qwen3 --format json
+    """  # fmt: skip
+    import maskpipe
+    from maskpipe.auditing import terminal
+    from maskpipe.auditing.report import FAIL_ON
+
+    levels = fail_on or [FAIL_ON]
+    report = maskpipe.audit(data, tokenizer=tokenizer, coverage_only=coverage_only, require=require or ())
+    code = report.exit_code(levels)
+    if format == "json":
+        _print(report.to_dict() | {"exit_code": code})
+    else:
+        terminal.show(report, _stdout())
+    return code
+
+
 @app.command(usage="Usage: maskpipe probe MODEL [OPTIONS]", sort_key=7)
 def probe(
     model: Annotated[str, Parameter(group=_INPUT, help="Directory of a transformers model, or a hub name org/name.")],

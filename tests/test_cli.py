@@ -79,7 +79,21 @@ def test_python_m_is_the_command() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "demo", "explain", "stats", "verify", "export", "gc", "rule", "diff", "repack", "merge", "append"],
+    [
+        "prepare",
+        "demo",
+        "explain",
+        "stats",
+        "verify",
+        "audit",
+        "export",
+        "gc",
+        "rule",
+        "diff",
+        "repack",
+        "merge",
+        "append",
+    ],
 )
 def test_every_help_begins_with_examples(command: str, run: Any) -> None:
     ran = run(command, "-h")
@@ -133,7 +147,7 @@ def test_no_arguments_shows_help_and_version_is_said(run: Any) -> None:
         (["verify", TOKENIZER], "no manifest.json"),
         (["export", "/no/such", "/no/dest"], "/no/such"),
         (["export", "a", "b", "--to", "webdataset"], "webdataset"),
-        (["rule", "MP100"], "no rule 'MP100'; did you mean MP10"),
+        (["rule", "MP100"], "no rule 'MP100'; did you mean MP"),
         (["explode"], 'Unknown command "explode"'),
         (["stats", "a", "--format", "yaml"], "yaml"),
     ],

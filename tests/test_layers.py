@@ -31,7 +31,7 @@ LAYERS = [
         "tasks",
     },
     {"derived"},
-    {"pipeline", "repack", "merge", "diff"},
+    {"pipeline", "repack", "merge", "diff", "auditing"},
     {"cli", "__main__", "demo", "recipe_flags", "recipe_import", "recipes"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

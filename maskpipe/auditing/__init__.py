@@ -1,0 +1,66 @@
+"""The audit: what a dataset holds, and what is wrong with it, as findings with codes and places. It changes nothing.
+
+maskpipe.audit("out/")                                   a dataset of maskpipe: every byte, every token
+maskpipe.audit("theirs/", tokenizer="./qwen3")           what another tool prepared
+maskpipe.audit_batches(dataloader, "./qwen3")            what a training loop really gets
+
+checks.py     rows of a dataset of maskpipe ─▶ findings and coverage, in one pass
+files.py      bytes, identity and ledger of its directory
+coverage.py   what a dataset holds, from its manifest and from its rows
+report.py     Report: findings, coverage, requirements, exit code     terminal.py   as a person sees it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from maskpipe.auditing.report import Report
+    from maskpipe.shards.reader import Dataset
+    from maskpipe.tokenizer import Tokenizer
+
+
+def audit(
+    path: str | Path | Dataset,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    source: str | Path | Sequence[str | Path] | None = None,
+    proof: int | None = None,
+    coverage_only: bool = False,
+    require: Sequence[str] = (),
+) -> Report:
+    """What is wrong with a dataset, and what it holds.
+
+    path           a dataset that maskpipe made (a directory, a URI, or one that is open), or a directory or file that
+                   another tool made, which needs `tokenizer`
+    tokenizer      of data that has none inside: a directory with tokenizer.json, a tokenizer.json, or a hub name
+    source, proof  the files that the dataset was prepared from, and how many of their records are rendered and encoded
+                   again to compare every token: -1 for all
+    coverage_only  read the manifest and no row; nothing is checked
+    require        such as "loss_share>=0.2"; see requirements.METRICS
+
+    UsageError when it could not run: nothing there, an unknown metric, something missing. What is wrong with the data
+    is never raised: it is a Finding.
+    """
+    from maskpipe.auditing import checks
+    from maskpipe.auditing.requirements import parse
+
+    wanted = [parse(text) for text in require]
+    dataset = checks.opened(path)
+    if dataset is None:
+        raise UsageError(f"{path}: no dataset of maskpipe here (no manifest.json)")
+    if tokenizer is not None:
+        raise UsageError(f"{path}: has its tokenizer inside; leave out tokenizer")
+    if source is not None or proof is not None:
+        raise UsageError("the proof against the source is not available yet")
+    report = checks.coverage_of(dataset) if coverage_only else checks.audit_dataset(dataset)
+    return report.requiring(wanted)
+
+
+def audit_batches(batches: Iterable[Any], tokenizer: str | Path | Tokenizer) -> Report:
+    """What is wrong with the batches of a training loop, whoever makes them."""
+    raise UsageError("the audit of batches is not available yet")
