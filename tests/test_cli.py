@@ -261,7 +261,7 @@ def test_recipe_list_and_rule_list_everything(run: Any) -> None:
     listed = run("rule").out
     assert all(code in listed for code in rules.RULES)
     (one,) = json.loads(run("rule", "mp101", "--format", "json").out)
-    assert set(one) == {"code", "name", "what", "why", "do"}
+    assert set(one) == {"code", "name", "what", "why", "do", "level", "example", "bugs"}
     assert len(json.loads(run("rule", "--format", "json").out)) == len(rules.RULES)
 
 

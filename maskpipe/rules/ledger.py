@@ -40,7 +40,7 @@ RULES = (
     Rule(
         "MP504",
         "records-unaccounted",
-        "A record of the source is neither in the dataset nor listed as rejected or left out; or it is both.",
+        "Records or tokens of the source are neither in the dataset nor listed as rejected, cut or left out; or both.",
         "Data vanished without a reason, or what was refused is trained anyway.",
         "Prepare the dataset anew; `maskpipe diff` shows which records differ.",
         "error",

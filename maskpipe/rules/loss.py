@@ -103,8 +103,8 @@ RULES = (
     ),
     Rule(
         "MP310",
-        "turn-not-chosen-trained",
-        "A turn has loss that the recipe does not choose: not the last one, or history of a document made for another.",
+        "not-chosen-trained",
+        "What the recipe does not choose has loss: another turn or part, or history of a document made for one turn.",
         "History is trained as if it were the answer, some turns many times over.",
         _ANEW,
         "error",

@@ -131,7 +131,7 @@ RULES = (
     Rule(
         "MP213",
         "row-malformed",
-        "The facts of a row do not fit it: runs or documents that do not tile it, unknown values, a wrong loss count.",
+        "The facts of a row do not fit it: runs or documents that do not tile it, or values that do not exist.",
         "A reader could give tokens the facts of others. maskpipe refuses to read such rows.",
         _ANEW,
         "error",
