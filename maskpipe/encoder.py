@@ -128,7 +128,7 @@ class Begun:
     @property
     def size(self) -> int:
         """Of these texts, in bytes."""
-        return sum(len(draft.raw) for draft in self.drafts)
+        return sum([len(draft.raw) for draft in self.drafts])
 
 
 class Encoder:

@@ -46,10 +46,6 @@ class _Held(NamedTuple):
     own: list[bytes]
     begun: list[Begun]
 
-    @property
-    def size(self) -> int:
-        return sum(begun.size for begun in self.begun)
-
 
 @dataclass
 class Mapped:
@@ -173,6 +169,7 @@ def add_records(
     keyed = are_needed(encoder.recipe)
     keys, key_rows, document_keys = bytearray(), array("i"), array("i")
     held: list[_Held] = []
+    held_bytes = 0
     together = proof is None and not guard.one_by_one
 
     def settle() -> None:
@@ -182,9 +179,10 @@ def add_records(
             branches = join(parsed, [next(encoded_items) for _ in begun])
             encoded = branches.encoded
             out.counts.update(encoded.counts)
-            out.dropped += [
-                {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
-            ]
+            if encoded.dropped:
+                out.dropped += [
+                    {"source": chunk.source, "row": row, "turn": turn, "policy": why} for turn, why in encoded.dropped
+                ]
             if encoded.refused is not None:
                 _reject(out, chunk, row, RecordError(f"{chunk.place(row)}: {encoded.refused}", encoded.refused.reason))
                 continue
@@ -199,7 +197,7 @@ def add_records(
             lengths.extend([len(document) for document in encoded.documents])
             for item in parsed.items:
                 if isinstance(item, Conversation):
-                    out.role_names |= {str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES}
+                    out.role_names.update([str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES])
                     if proof is not None and (proof < 0 or row < proof):
                         _prove(encoder, item, out, chunk.place(row))
             if writer is None:
@@ -221,6 +219,7 @@ def add_records(
             parsed = _parsed(record, encoder.recipe, chunk, row)
         except RecordError as error:
             settle()
+            held_bytes = 0
             if encoder.recipe.on_bad_record == "stop":
                 raise RecordError(
                     f"{error}. To list such records in rejects.jsonl and go on: --on-bad-record reject", error.reason
@@ -232,12 +231,15 @@ def add_records(
             out.left_out["not_selected"] += 1
             continue
         begun = [encoder.begin(item) for item in parsed.items]
-        size = sum(part.size for part in begun)
-        if sum(record.size for record in held) + size > HELD_BYTES:
+        size = sum([part.size for part in begun])
+        if held_bytes + size > HELD_BYTES:
             settle()
+            held_bytes = 0
         held.append(_Held(row, parsed, own, begun))
-        if not together or size > HELD_BYTES or len(held) >= HELD_RECORDS:
+        held_bytes += size
+        if not together or held_bytes > HELD_BYTES or len(held) >= HELD_RECORDS:
             settle()
+            held_bytes = 0
         if len(documents) >= STAGE_DOCUMENTS:
             guard.leave()
             writer.write_table(documents_to_table(documents))

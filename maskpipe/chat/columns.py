@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from maskpipe.chat.conversation import Json
 from maskpipe.errors import RecordError, UsageError
@@ -33,8 +33,7 @@ KNOWN_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     value: Json
     path: Path
     mapped: bool = False
@@ -89,6 +88,8 @@ def dig(record: dict[str, Json], dotted: str) -> tuple[Json, Path]:
 def first(columns: Columns, names: tuple[str, ...]) -> Column | None:
     """The first of these that is there and says something; a mapped one goes before the others. RecordError
     ambiguous_shape where two say different things and none is mapped."""
+    if columns.keys().isdisjoint(names):
+        return None
     present = [columns[name] for name in names if name in columns]
     if len(present) < 2:
         return present[0] if present else None

@@ -18,6 +18,7 @@ from maskpipe.chat.conversation import Chat, Json
 from maskpipe.chat.fields import OPENAI_ROLES, SHAREGPT_ROLES, WEIGHT_KEYS, message_weight, role_named
 from maskpipe.errors import RecordError
 from maskpipe.recipe import Recipe
+from maskpipe.roles import ROLE_NAMES
 from maskpipe.strict_json import Path, json_path
 
 
@@ -58,6 +59,10 @@ def read_message(
     raw: dict[str, Json], path: Path, number: int, renamed: Mapping[str, str], recipe: Recipe
 ) -> tuple[dict[str, Json], float | None]:
     """One message and its weight."""
+    if len(raw) == 2 and not renamed:
+        said, text = raw.get("role"), raw.get("content")
+        if type(said) is str and type(text) is str and said in ROLE_NAMES and said not in recipe.roles:
+            return dict(raw), None  # the usual one: nothing below would change it
     if renamed:
         raw = _rename_keys(raw, renamed, path)
     sharegpt = "role" not in raw and "from" in raw

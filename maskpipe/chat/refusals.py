@@ -55,7 +55,7 @@ def refuse_label(columns: Columns) -> None:
 
 def refuse_media(columns: Columns) -> None:
     """Pictures, sound or video beside a chat."""
-    for name in MEDIA_COLUMNS:
+    for name in MEDIA_COLUMNS if not columns.keys().isdisjoint(MEDIA_COLUMNS) else ():
         if name in columns and columns[name].value:
             raise RecordError(
                 f"the record has {name} ({json_path(columns[name].path)}), and only text can be prepared: the text "
