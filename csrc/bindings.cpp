@@ -513,6 +513,7 @@ void bind_reader(py::module_& m) {
             if (name == "segment_numbers") return to_numpy(std::move(self.numbers));
             if (name == "branches") return to_numpy(std::move(self.branches));
             if (name == "pairs") return to_numpy(std::move(self.pairs));
+            if (name == "parents") return to_numpy(std::move(self.parents));
             if (name == "run_ends") return to_numpy(std::move(self.run_ends));
             if (name == "run_roles") return to_numpy(std::move(self.run_roles));
             if (name == "run_parts") return to_numpy(std::move(self.run_parts));
@@ -522,7 +523,11 @@ void bind_reader(py::module_& m) {
           },
           "name"_a)
       .def("max_seqlen", [](const maskpipe::BatchFacts& self) { return self.max_seqlen; })
-      .def("n_loss", [](const maskpipe::BatchFacts& self) { return self.n_loss; });
+      .def("n_loss", [](const maskpipe::BatchFacts& self) { return self.n_loss; })
+      .def("shared", [](const maskpipe::BatchFacts& self) { return self.shared; })
+      .def("step", [](const maskpipe::BatchFacts& self) {
+        return py::make_tuple(self.step_tokens, self.step_pairs, self.step_weight);
+      });
   py::class_<maskpipe::Reader, std::shared_ptr<maskpipe::Reader>>(m, "Reader")
       .def(py::init([](const py::list& sources, const py::object& sequence_length, const py::object& threads,
                        const std::string& verify, const std::string& io, bool random_access,
@@ -569,7 +574,8 @@ void bind_reader(py::module_& m) {
           "source"_a, "number"_a);
   py::class_<PyJob>(m, "Job")
       .def(py::init([](const std::shared_ptr<maskpipe::Reader>& reader, const py::object& sources,
-                       const py::object& rows, const py::object& tokens, const py::object& ids32, const py::object& ids,
+                       const py::object& rows, const py::object& step_sources, const py::object& step_rows,
+                       const py::object& tokens, const py::object& ids32, const py::object& ids,
                        const py::object& labels, const py::object& targets, const py::object& positions,
                        const py::object& segments, const py::object& weights, const py::object& roles) {
              const auto row = view<std::int64_t>(rows, "rows");
@@ -585,13 +591,17 @@ void bind_reader(py::module_& m) {
              if (n != row.size() * static_cast<std::size_t>(reader->sequence_length())) {
                throw py::value_error("tokens must be rows * sequence_length, got " + std::to_string(n));
              }
-             auto job = std::make_shared<maskpipe::Job>(owned(view<std::int32_t>(sources, "sources")), owned(row), out);
+             auto job = std::make_shared<maskpipe::Job>(
+                 maskpipe::Job::Rows{owned(view<std::int32_t>(sources, "sources")), owned(row)},
+                 maskpipe::Job::Rows{owned(view<std::int32_t>(step_sources, "step_sources")),
+                                     owned(view<std::int64_t>(step_rows, "step_rows"))},
+                 out);
              reader->submit(job);
              return std::unique_ptr<PyJob>(
                  new PyJob{reader, job, {ids32, ids, labels, targets, positions, segments, weights, roles}});
            }),
-           "reader"_a, "sources"_a, "rows"_a, "tokens"_a, "ids32"_a, "ids"_a, "labels"_a, "targets"_a, "positions"_a,
-           "segments"_a, "weights"_a, "roles"_a)
+           "reader"_a, "sources"_a, "rows"_a, "step_sources"_a, "step_rows"_a, "tokens"_a, "ids32"_a, "ids"_a,
+           "labels"_a, "targets"_a, "positions"_a, "segments"_a, "weights"_a, "roles"_a)
       .def("wait", [](const PyJob& job) { return without_gil([&] { return job.reader->wait(*job.job); }); });
 }
 

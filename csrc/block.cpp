@@ -90,9 +90,11 @@ void check_nodes(const BatchLayout& layout, std::int64_t expected_rows, std::int
 // The rows of a block, one after the other.
 class Decoder {
  public:
-  Decoder(const Columns& columns, std::int64_t rows, std::int64_t length, const Decision& decision)
+  Decoder(const Columns& columns, std::int64_t rows, std::int64_t length, const Decision& decision,
+          const std::vector<std::int32_t>& parents)
       : length_(length),
         decision_(decision),
+        parents_(parents),
         row_runs_(columns.offsets(run_offsets, rows, columns.length(runs_node))),
         ends_(columns.values<std::int32_t>(run_end, columns.length(runs_node))),
         messages_(columns.values<std::int32_t>(run_message, columns.length(runs_node))),
@@ -124,8 +126,10 @@ class Decoder {
       const std::int32_t end = document_ends_[d];
       if (end <= start || end > length_) wrong("row " + std::to_string(r) + ": document ends do not increase");
       const std::size_t first = run_;
+      const bool continues = !parents_.empty() && parents_[d] > 0;
+      if (continues) check_parent(r, d, out);
       n_loss += take_runs(r, runs_end, start, end);
-      document(r, first, start, d, out);
+      document(r, first, start, d, continues, out);
       out.document_ends.push_back(end);
       start = end;
     }
@@ -140,11 +144,39 @@ class Decoder {
       wrong("row " + std::to_string(r) + ": " + std::to_string(n_loss) + " tokens have loss, n_loss says " +
             std::to_string(n_loss_[r]));
     }
+    out.losses.push_back(loss_of(r, out));
     out.run_offsets.push_back(static_cast<std::int32_t>(out.runs.size()));
     out.document_offsets.push_back(static_cast<std::int32_t>(out.document_ends.size()));
   }
 
  private:
+  // Of the row whose runs were pushed last.
+  RowLoss loss_of(std::size_t r, const Block& out) const {
+    RowLoss sum{};
+    std::int32_t start = 0;
+    for (auto q = static_cast<std::size_t>(out.run_offsets.back()); q < out.runs.size(); ++q) {
+      const Run& run = out.runs[q];
+      if (run.loss) {
+        sum.tokens += run.end - start;
+        sum.weight += static_cast<double>(run.weight) * (run.end - start);
+      }
+      start = run.end;
+    }
+    for (auto d = static_cast<std::size_t>(row_documents_[r]); d < static_cast<std::size_t>(row_documents_[r + 1]);
+         ++d) {
+      sum.pairs += out.branches[d] == branch::chosen;
+    }
+    return sum;
+  }
+
+  void check_parent(std::size_t r, std::size_t d, const Block& out) const {
+    const auto back = static_cast<std::size_t>(parents_[d]);
+    const bool inside = back <= d - static_cast<std::size_t>(row_documents_[r]);
+    const bool fits = inside && out.branches[d] >= branch::chosen && out.branches[d - back] == branch::prompt &&
+                      out.pairs[d] == out.pairs[d - back];
+    if (!fits) wrong("row " + std::to_string(r) + ": a branch does not continue a prompt of its pair");
+  }
+
   // Moves on over the runs that tile [start, end); returns how many of their tokens have the stored loss flag.
   std::int64_t take_runs(std::size_t r, std::size_t runs_end, std::int32_t start, std::int32_t end) {
     std::int64_t n_loss = 0;
@@ -171,7 +203,8 @@ class Decoder {
     }
   }
 
-  void document(std::size_t r, std::size_t first, std::int32_t start, std::size_t d, Block& out) {
+  // `continues`: the last token of its prompt predicts its first token.
+  void document(std::size_t r, std::size_t first, std::int32_t start, std::size_t d, bool continues, Block& out) {
     const std::size_t count = run_ - first;
     const auto turns = static_cast<std::size_t>(document_verdicts_[d]);
     const auto n_turns = static_cast<std::size_t>(document_verdicts_[d + 1]) - turns;
@@ -194,7 +227,7 @@ class Decoder {
         wrong("row " + std::to_string(r) + ": padding inside a document");
       const float factor = decision_.weights[roles_[run] * std::size_t{8} + kind[k]];
       std::int32_t at = run == first ? start : ends_[run - 1];
-      if (loss && at == start) {  // nothing before it predicts it
+      if (loss && at == start && !continues) {  // nothing before it predicts it
         push(at + 1, roles_[run], parts_[run], 0.0F, false, out);
         ++at;
       }
@@ -235,6 +268,7 @@ class Decoder {
 
   std::int64_t length_;
   const Decision& decision_;
+  const std::vector<std::int32_t>& parents_;
   std::vector<std::int32_t> row_runs_, ends_, messages_;
   std::vector<std::uint8_t> roles_, parts_, flags_;
   std::vector<std::int32_t> row_documents_, document_ends_, turns_, document_verdicts_, verdict_messages_;
@@ -249,7 +283,17 @@ class Decoder {
 
 std::int64_t Block::bytes() const {
   return static_cast<std::int64_t>(sizeof(Block) + run_offsets.capacity() * 8 + runs.capacity() * sizeof(Run) +
-                                   document_ends.capacity() * 4 + branches.capacity() + pairs.capacity() * 8);
+                                   document_ends.capacity() * 4 + branches.capacity() + pairs.capacity() * 8 +
+                                   parents.capacity() * 4 + losses.capacity() * sizeof(RowLoss));
+}
+
+RowFacts Block::row(std::size_t number) const {
+  const auto part = [&](const auto& values, const std::vector<std::int32_t>& offsets) {
+    return std::span(values).subspan(static_cast<std::size_t>(offsets[number]),
+                                     static_cast<std::size_t>(offsets[number + 1] - offsets[number]));
+  };
+  return {part(runs, run_offsets), part(document_ends, document_offsets),
+          parents.empty() ? std::span<const std::int32_t>() : part(parents, document_offsets)};
 }
 
 Buffer facts_place(const BatchLayout& layout, const BatchPlace& place) {
@@ -267,27 +311,31 @@ Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& pla
   const Columns columns(facts, layout, facts_place(layout, place).offset);
   const std::int64_t documents = columns.length(documents_node);
   out.branches = columns.values<std::uint8_t>(branch_value, documents);
-  const std::vector<std::uint8_t> has_parent = columns.bitmap(parent_valid, parent_node);
-  for (std::size_t d = 0; d < static_cast<std::size_t>(documents); ++d) {
-    if (columns.valid(has_parent, parent_node, d)) {
-      wrong(
-          "holds branches that share a prompt, which the loader does not read yet; prepare the pairs as separate "
-          "documents");
-    }
-  }
-  if (columns.length(pair_node) != documents) wrong("the columns of documents differ in length");
-  const std::vector<std::uint8_t> has_pair = columns.bitmap(pair_valid, pair_node);
+  const auto bitmap_of = [&](std::size_t node) {
+    if (columns.length(node) != documents) wrong("the columns of documents differ in length");
+    return columns.bitmap(node == pair_node ? pair_valid : parent_valid, node);
+  };
+  const std::vector<std::uint8_t> has_pair = bitmap_of(pair_node), has_parent = bitmap_of(parent_node);
   if (layout.nodes[pair_node].nulls < documents) {
     out.pairs = columns.values<std::int64_t>(pair_value, documents);
     for (std::size_t d = 0; d < out.pairs.size(); ++d) {
       if (!columns.valid(has_pair, pair_node, d)) out.pairs[d] = -1;
     }
   }
+  if (layout.nodes[parent_node].nulls < documents) {
+    if (out.pairs.empty()) wrong("a document has a parent and no pair");
+    out.parents = columns.values<std::int32_t>(parent_value, documents);
+    for (std::size_t d = 0; d < out.parents.size(); ++d) {
+      if (!columns.valid(has_parent, parent_node, d)) out.parents[d] = 0;
+      if (out.parents[d] < 0) wrong("a document's parent stands after it");
+    }
+  }
   out.run_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
+  out.losses.reserve(static_cast<std::size_t>(expected_rows));
   out.document_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
   out.run_offsets.push_back(0);
   out.document_offsets.push_back(0);
-  Decoder decoder(columns, expected_rows, sequence_length, decision);
+  Decoder decoder(columns, expected_rows, sequence_length, decision, out.parents);
   for (std::int64_t r = 0; r < expected_rows; ++r) decoder.row(static_cast<std::size_t>(r), out);
   out.runs.shrink_to_fit();
   out.document_ends.shrink_to_fit();

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "ipc.h"
@@ -19,10 +20,24 @@ struct Run {
   std::uint8_t role, part, loss;
 };
 
+// What one row adds to the denominators of a step.
+struct RowLoss {
+  std::int32_t tokens;  // with loss
+  std::int32_t pairs;
+  double weight;  // of the loss of all its tokens
+};
+
 // What the loader makes of the facts.
 struct Decision {
   std::optional<Policy> policy;        // none: the loss flags as they are stored
   std::array<float, 256 * 8> weights;  // [role][kind], times the source weight; 0 takes the loss away
+};
+
+// The facts of one row. Runs tile it, document ends are inside it.
+struct RowFacts {
+  std::span<const Run> runs;
+  std::span<const std::int32_t> document_ends;
+  std::span<const std::int32_t> parents;  // as many, or none
 };
 
 struct Block {
@@ -32,7 +47,11 @@ struct Block {
   std::vector<std::int32_t> document_ends;  // of the row
   std::vector<std::uint8_t> branches;       // [documents] format.Branch
   std::vector<std::int64_t> pairs;          // [documents] -1 for none; empty when no document has one
+  std::vector<std::int32_t> parents;  // [documents] places back to the prompt that it continues, 0 for none; empty
+                                      // when no document has one
+  std::vector<RowLoss> losses;        // [rows]
 
+  RowFacts row(std::size_t number) const;
   std::int64_t rows() const { return static_cast<std::int64_t>(run_offsets.size()) - 1; }
   std::int64_t bytes() const;
 };
@@ -41,8 +60,7 @@ struct Block {
 Buffer facts_place(const BatchLayout& layout, const BatchPlace& place);
 
 // `facts` are the bytes of facts_place. std::invalid_argument, naming the row of the block, for what format v1 forbids
-// (F12, F15, F17, F22 and sizes), for another number of rows than expected, and for documents with a parent, which the
-// loader does not read yet.
+// (F12, F15, F17, F22, F23 and sizes) and for another number of rows than expected.
 Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& place, std::int64_t expected_rows,
                    std::int64_t sequence_length, const Decision& decision);
 

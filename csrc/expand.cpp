@@ -20,8 +20,8 @@ MASKPIPE_WIDE void widen(const std::int32_t* in, std::int64_t* out, std::int64_t
   for (std::int64_t k = 0; k < size; ++k) out[k] = in[k];
 }
 
-MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size) {
-  for (std::int64_t k = 0; k < size; ++k) out[k] = k;
+MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size, std::int64_t from) {
+  for (std::int64_t k = 0; k < size; ++k) out[k] = from + k;
 }
 
 void labels_of(std::span<const std::int32_t> ids, std::span<const Run> runs, std::int64_t* out) {
@@ -47,9 +47,9 @@ void fill_runs(std::span<const Run> runs, Value* out, Of of) {
 
 }  // namespace
 
-void expand_row(std::span<const std::int32_t> ids, std::span<const Run> runs,
-                std::span<const std::int32_t> document_ends, const RowOut& out) {
+void expand_row(std::span<const std::int32_t> ids, const RowFacts& facts, const RowOut& out) {
   const auto length = static_cast<std::int32_t>(ids.size());
+  const std::span<const Run> runs = facts.runs;
   if (out.ids32) std::memcpy(out.ids32, ids.data(), ids.size_bytes());
   if (out.ids) widen(ids.data(), out.ids, length);
   if (out.labels) labels_of(ids, runs, out.labels);
@@ -67,14 +67,22 @@ void expand_row(std::span<const std::int32_t> ids, std::span<const Run> runs,
     out.targets[length - 1] = no_label;
   }
   if (out.positions || out.segments) {
-    std::int32_t start = 0, segment = 1;
-    const auto segment_of = [&](std::int32_t end, std::int32_t number) {
-      if (out.positions) count_up(out.positions + start, end - start);
+    const std::span<const std::int32_t> ends = facts.document_ends;
+    std::int32_t start = 0;
+    const auto segment_of = [&](std::int32_t end, std::int32_t number, std::int32_t position) {
+      if (out.positions) count_up(out.positions + start, end - start, position);
       if (out.segments) std::fill(out.segments + start, out.segments + end, number);
       start = end;
     };
-    for (const std::int32_t end : document_ends) segment_of(end, segment++);
-    if (start < length) segment_of(length, 0);
+    for (std::size_t d = 0; d < ends.size(); ++d) {
+      std::int32_t position = 0;
+      if (!facts.parents.empty() && facts.parents[d] > 0) {
+        const std::size_t prompt = d - static_cast<std::size_t>(facts.parents[d]);
+        position = ends[prompt] - (prompt == 0 ? 0 : ends[prompt - 1]);
+      }
+      segment_of(ends[d], static_cast<std::int32_t>(d) + 1, position);
+    }
+    if (start < length) segment_of(length, 0, 0);
   }
   if (out.weights) fill_runs(runs, out.weights, [](const Run& run) { return run.weight; });
   if (out.roles) fill_runs(runs, out.roles, [](const Run& run) { return run.role; });

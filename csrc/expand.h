@@ -14,14 +14,14 @@ struct RowOut {
   std::int64_t* ids;
   std::int64_t* labels;     // the token's id where it has loss, else -100; not shifted
   std::int64_t* targets;    // labels of the next token; -100 at the end of the row
-  std::int64_t* positions;  // from 0 in every document, and in the padding as if it were one
+  std::int64_t* positions;  // from 0 in every document, and in the padding as if it were one; a branch goes on from
+                            // its prompt
   std::int32_t* segments;   // 1.. per document, 0 in the padding
   float* weights;           // of the loss, at the same places as labels
   std::uint8_t* roles;
 };
 
-// `ids` has the row's length; runs tile it and document ends are inside it (decode_block made sure).
-void expand_row(std::span<const std::int32_t> ids, std::span<const Run> runs,
-                std::span<const std::int32_t> document_ends, const RowOut& out);
+// `ids` has the row's length.
+void expand_row(std::span<const std::int32_t> ids, const RowFacts& facts, const RowOut& out);
 
 }  // namespace maskpipe

@@ -32,6 +32,13 @@ inline constexpr std::uint8_t empty_reasoning = 16;
 inline constexpr std::uint8_t all = 31;
 }  // namespace flag
 
+namespace branch {
+inline constexpr std::uint8_t none = 0;
+inline constexpr std::uint8_t prompt = 1;
+inline constexpr std::uint8_t chosen = 2;
+inline constexpr std::uint8_t rejected = 3;
+}  // namespace branch
+
 namespace verdict {
 inline constexpr std::uint8_t history_differs = 1;
 inline constexpr std::uint8_t refused = 4;

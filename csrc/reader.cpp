@@ -14,6 +14,7 @@ namespace maskpipe {
 namespace {
 
 constexpr std::size_t rows_at_once = 4;  // that a thread takes from a job
+constexpr std::size_t facts_at_once = 64;
 
 std::vector<std::uint64_t> parse_hashes(const std::string& hex) {
   std::vector<std::uint64_t> out(hex.size() / 16);
@@ -40,9 +41,16 @@ struct Reader::Shard {
   std::size_t n_blocks() const { return static_cast<std::size_t>((rows() - 1) / source.batch_rows) + 1; }
 };
 
-Job::Job(std::vector<std::int32_t> sources, std::vector<std::int64_t> rows, BatchOut out)
-    : sources_(std::move(sources)), rows_(std::move(rows)), out_(out), blocks_(rows_.size()), places_(rows_.size()) {
-  if (sources_.size() != rows_.size()) throw std::invalid_argument("a job needs one source per row");
+Job::Job(Rows rows, Rows step, BatchOut out)
+    : rows_(std::move(rows)),
+      step_(std::move(step)),
+      losses_(step_.rows.size()),
+      out_(out),
+      blocks_(rows_.rows.size()),
+      places_(rows_.rows.size()) {
+  if (rows_.sources.size() != rows_.rows.size() || step_.sources.size() != step_.rows.size()) {
+    throw std::invalid_argument("a job needs one source per row");
+  }
 }
 
 Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, const Decision& decision)
@@ -72,6 +80,7 @@ Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, 
   auto padding = std::make_shared<Block>();
   padding->run_offsets = {0, 1};
   padding->document_offsets = {0, 0};
+  padding->losses = {{0, 0, 0.0}};
   padding->runs = {{static_cast<std::int32_t>(options.sequence_length), 0.0F, role::padding, part::none, 0}};
   padding_ = std::move(padding);
   // Signals are the main thread's: Python handles them there.
@@ -95,16 +104,19 @@ Reader::~Reader() {
 
 void Reader::submit(const std::shared_ptr<Job>& job) {
   if (!is_here()) throw std::logic_error("the reader belongs to another process");
-  if (static_cast<std::int64_t>(job->rows_.size()) > INT32_MAX / options_.sequence_length) {
+  if (static_cast<std::int64_t>(job->rows_.rows.size()) > INT32_MAX / options_.sequence_length) {
     throw std::invalid_argument("a batch holds fewer than 2^31 tokens; use a smaller batch_size");
   }
-  for (std::size_t k = 0; k < job->rows_.size(); ++k) {
-    const std::int32_t source = job->sources_[k];
-    if (source == -1) continue;
-    const bool known = source >= 0 && static_cast<std::size_t>(source) < ends_.size() &&
-                       !ends_[static_cast<std::size_t>(source)].empty();
-    if (!known || job->rows_[k] < 0 || job->rows_[k] >= ends_[static_cast<std::size_t>(source)].back()) {
-      throw std::invalid_argument("source " + std::to_string(source) + " has no row " + std::to_string(job->rows_[k]));
+  for (const Job::Rows* asked : {&job->rows_, &job->step_}) {
+    for (std::size_t k = 0; k < asked->rows.size(); ++k) {
+      const std::int32_t source = asked->sources[k];
+      if (source == -1) continue;
+      const bool known = source >= 0 && static_cast<std::size_t>(source) < ends_.size() &&
+                         !ends_[static_cast<std::size_t>(source)].empty();
+      if (!known || asked->rows[k] < 0 || asked->rows[k] >= ends_[static_cast<std::size_t>(source)].back()) {
+        throw std::invalid_argument("source " + std::to_string(source) + " has no row " +
+                                    std::to_string(asked->rows[k]));
+      }
     }
   }
   if (threads_.empty()) return;
@@ -122,9 +134,11 @@ void Reader::work() {
     work_ready_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
     if (stopping_) return;
     const std::shared_ptr<Job> job = queue_.front();
-    const std::size_t first = job->next_, last = std::min(first + rows_at_once, job->rows_.size());
+    const std::size_t first = job->next_, rows = job->rows_.rows.size();
+    const std::size_t last =
+        first < rows ? std::min(first + rows_at_once, rows) : std::min(first + facts_at_once, job->size());
     job->next_ = last;
-    if (last == job->rows_.size() || job->cancelled_) queue_.pop_front();
+    if (last == job->size() || job->cancelled_) queue_.pop_front();
     if (job->cancelled_) continue;
     ++job->active_;
     lock.unlock();
@@ -132,20 +146,20 @@ void Reader::work() {
     lock.lock();
     --job->active_;
     job->done_ += last - first;
-    if (job->done_ == job->rows_.size() || job->active_ == 0) job_done_.notify_all();
+    if (job->done_ == job->size() || job->active_ == 0) job_done_.notify_all();
   }
 }
 
 BatchFacts Reader::wait(Job& job) {
   if (threads_.empty()) {
     Scratch scratch;
-    run(job, 0, job.rows_.size(), scratch);
+    run(job, 0, job.size(), scratch);
     if (!job.error_.empty()) throw std::runtime_error(job.error_);
     return assemble(job);
   }
   {
     std::unique_lock lock(queue_mutex_);
-    job_done_.wait(lock, [&] { return job.done_ == job.rows_.size() || job.cancelled_; });
+    job_done_.wait(lock, [&] { return job.done_ == job.size() || job.cancelled_; });
     if (job.cancelled_) throw std::logic_error("the job was cancelled");
     if (!job.error_.empty()) throw std::runtime_error(job.error_);
   }
@@ -162,7 +176,14 @@ void Reader::cancel(Job& job) {
 
 void Reader::run(Job& job, std::size_t first, std::size_t last, Scratch& scratch) {
   try {
-    for (std::size_t k = first; k < last; ++k) row(job, k, scratch);
+    const std::size_t rows = job.rows_.rows.size();
+    for (std::size_t k = first; k < last; ++k) {
+      if (k < rows) {
+        row(job, k, scratch);
+      } else {
+        facts_of_step(job, k - rows, scratch);
+      }
+    }
   } catch (const std::exception& error) {
     const std::lock_guard lock(queue_mutex_);
     if (job.error_.empty()) job.error_ = error.what();
@@ -177,57 +198,73 @@ void Reader::row(Job& job, std::size_t k, Scratch& scratch) {
   const BatchOut& out = job.out_;
   const RowOut columns{of(out.ids32),     of(out.ids),      of(out.labels),  of(out.targets),
                        of(out.positions), of(out.segments), of(out.weights), of(out.roles)};
-  const std::int32_t source = job.sources_[k];
+  const std::int32_t source = job.rows_.sources[k];
   if (source == -1) {
     scratch.bytes.resize(std::max(scratch.bytes.size(), static_cast<std::size_t>(length) * 4));
     auto* ids = reinterpret_cast<std::int32_t*>(scratch.bytes.data());
     std::fill_n(ids, length, sources_.front().pad_id);
     job.blocks_[k] = padding_;
-    expand_row({ids, static_cast<std::size_t>(length)}, padding_->runs, {}, columns);
+    expand_row({ids, static_cast<std::size_t>(length)}, padding_->row(0), columns);
     return;
   }
-  const auto s = static_cast<std::size_t>(source);
-  const std::vector<std::int64_t>& ends = ends_[s];
-  const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), job.rows_[k]) - ends.begin());
-  Shard* shard = nullptr;
-  {
-    const std::lock_guard lock(open_mutex_);
-    std::unique_ptr<Shard>& made = shards_[s][number];
-    if (made == nullptr) {
-      const SourceShards& from = sources_[s];
-      made.reset(new Shard{from,
-                           number,
-                           {from.directory + "/" + from.names[number], from.sizes[number],
-                            parse_hashes(from.regions[number]), options_.verify, options_.io, options_.random_access},
-                           {},
-                           {},
-                           {},
-                           {}});
-      made->blocks.resize(made->n_blocks());
-      made->kept.resize(made->n_blocks());
-    }
-    shard = made.get();
-  }
-  const std::int64_t row = job.rows_[k] - (ends[number] - shard->rows());
-  try {
-    open(*shard, scratch);
-    const std::int64_t in_block = row % shard->source.batch_rows;
-    job.blocks_[k] = block(*shard, static_cast<std::size_t>(row / shard->source.batch_rows), scratch);
+  const Place place = find(source, job.rows_.rows[k]);
+  explained(place, [&] {
+    Shard& shard = *place.shard;
+    open(shard, scratch);
+    const std::int64_t in_block = place.row % shard.source.batch_rows;
+    job.blocks_[k] = block(shard, static_cast<std::size_t>(place.row / shard.source.batch_rows), scratch);
     job.places_[k] = static_cast<std::int32_t>(in_block);
     const Block& facts = *job.blocks_[k];
-    const std::uint8_t* bytes = shard->file.read(facts.ids_offset + in_block * length * 4, length * 4, scratch);
-    const auto r = static_cast<std::size_t>(in_block);
-    const std::span<const Run> runs(facts.runs.data() + facts.run_offsets[r],
-                                    static_cast<std::size_t>(facts.run_offsets[r + 1] - facts.run_offsets[r]));
-    const std::span<const std::int32_t> documents(
-        facts.document_ends.data() + facts.document_offsets[r],
-        static_cast<std::size_t>(facts.document_offsets[r + 1] - facts.document_offsets[r]));
-    expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)}, runs, documents,
-               columns);
+    const std::uint8_t* bytes = shard.file.read(facts.ids_offset + in_block * length * 4, length * 4, scratch);
+    expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)},
+               facts.row(static_cast<std::size_t>(in_block)), columns);
+  });
+}
+
+void Reader::facts_of_step(Job& job, std::size_t k, Scratch& scratch) {
+  const std::int32_t source = job.step_.sources[k];
+  if (source == -1) return;
+  const Place place = find(source, job.step_.rows[k]);
+  explained(place, [&] {
+    Shard& shard = *place.shard;
+    open(shard, scratch);
+    const auto block_at = static_cast<std::size_t>(place.row / shard.source.batch_rows);
+    job.losses_[k] =
+        block(shard, block_at, scratch)->losses[static_cast<std::size_t>(place.row % shard.source.batch_rows)];
+  });
+}
+
+Reader::Place Reader::find(std::int32_t source, std::int64_t row) {
+  const auto s = static_cast<std::size_t>(source);
+  const std::vector<std::int64_t>& ends = ends_[s];
+  const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row) - ends.begin());
+  const std::lock_guard lock(open_mutex_);
+  std::unique_ptr<Shard>& made = shards_[s][number];
+  if (made == nullptr) {
+    const SourceShards& from = sources_[s];
+    made.reset(new Shard{from,
+                         number,
+                         {from.directory + "/" + from.names[number], from.sizes[number],
+                          parse_hashes(from.regions[number]), options_.verify, options_.io, options_.random_access},
+                         {},
+                         {},
+                         {},
+                         {}});
+    made->blocks.resize(made->n_blocks());
+    made->kept.resize(made->n_blocks());
+  }
+  return {made.get(), row - (ends[number] - made->rows())};
+}
+
+// What goes wrong while `call` reads the row of a place, said as an error of that row.
+template <typename Call>
+void Reader::explained(const Place& place, Call call) {
+  try {
+    call();
   } catch (const WrongBytes& wrong) {
-    throw std::runtime_error(describe(*shard, row, wrong));
+    throw std::runtime_error(describe(*place.shard, place.row, wrong));
   } catch (const std::invalid_argument& wrong) {
-    throw std::runtime_error(shard->file.path() + ": row " + std::to_string(row) + ": " + wrong.what());
+    throw std::runtime_error(place.shard->file.path() + ": row " + std::to_string(place.row) + ": " + wrong.what());
   }
 }
 
@@ -305,7 +342,7 @@ BatchFacts Reader::assemble(const Job& job) const {
   BatchFacts out;
   const auto length = static_cast<std::int32_t>(options_.sequence_length);
   std::size_t segments = 0, runs = 0;
-  for (std::size_t k = 0; k < job.rows_.size(); ++k) {
+  for (std::size_t k = 0; k < job.rows_.rows.size(); ++k) {
     const Block& block = *job.blocks_[k];
     const auto r = static_cast<std::size_t>(job.places_[k]);
     segments += static_cast<std::size_t>(block.document_offsets[r + 1] - block.document_offsets[r]) + 1;
@@ -315,30 +352,34 @@ BatchFacts Reader::assemble(const Job& job) const {
   out.numbers.reserve(segments);
   out.branches.reserve(segments);
   out.pairs.reserve(segments);
+  out.parents.reserve(segments);
   out.run_ends.reserve(runs);
   out.run_roles.reserve(runs);
   out.run_parts.reserve(runs);
   out.run_loss.reserve(runs);
   out.run_weights.reserve(runs);
   out.cu_seqlens.push_back(0);
-  for (std::size_t k = 0; k < job.rows_.size(); ++k) {
+  for (std::size_t k = 0; k < job.rows_.rows.size(); ++k) {
     const Block& block = *job.blocks_[k];
     const auto r = static_cast<std::size_t>(job.places_[k]);
     const std::int32_t base = static_cast<std::int32_t>(k) * length;
     std::int32_t number = 1;
-    const auto segment = [&](std::int32_t end, std::int32_t as, std::uint8_t branch, std::int64_t pair) {
+    const auto segment = [&](std::int32_t end, std::int32_t as, std::uint8_t branch, std::int64_t pair,
+                             std::int32_t parent) {
       out.max_seqlen = std::max(out.max_seqlen, base + end - out.cu_seqlens.back());
       out.cu_seqlens.push_back(base + end);
       out.numbers.push_back(as);
       out.branches.push_back(branch);
       out.pairs.push_back(pair);
+      out.parents.push_back(parent);
+      out.shared |= parent > 0;
     };
     for (auto d = static_cast<std::size_t>(block.document_offsets[r]);
          d < static_cast<std::size_t>(block.document_offsets[r + 1]); ++d) {
-      segment(block.document_ends[d], number++, block.branches[d], block.pairs.empty() ? -1 : block.pairs[d]);
+      segment(block.document_ends[d], number++, block.branches[d], block.pairs.empty() ? -1 : block.pairs[d],
+              block.parents.empty() ? 0 : block.parents[d]);
     }
-    if (out.cu_seqlens.back() < base + length) segment(length, 0, 0, -1);
-    std::int32_t start = 0;
+    if (out.cu_seqlens.back() < base + length) segment(length, 0, 0, -1, 0);
     for (auto q = static_cast<std::size_t>(block.run_offsets[r]);
          q < static_cast<std::size_t>(block.run_offsets[r + 1]); ++q) {
       const Run& run = block.runs[q];
@@ -347,9 +388,20 @@ BatchFacts Reader::assemble(const Job& job) const {
       out.run_parts.push_back(run.part);
       out.run_loss.push_back(run.loss);
       out.run_weights.push_back(run.weight);
-      if (run.loss) out.n_loss += run.end - start;
-      start = run.end;
     }
+    out.n_loss += block.losses[r].tokens;
+  }
+  const auto add = [&](const RowLoss& loss) {
+    out.step_tokens += loss.tokens;
+    out.step_pairs += loss.pairs;
+    out.step_weight += loss.weight;
+  };
+  if (job.step_.rows.empty()) {
+    for (std::size_t k = 0; k < job.rows_.rows.size(); ++k) {
+      add(job.blocks_[k]->losses[static_cast<std::size_t>(job.places_[k])]);
+    }
+  } else {
+    std::ranges::for_each(job.losses_, add);
   }
   return out;
 }

@@ -53,11 +53,16 @@ struct BatchFacts {
   std::vector<std::int32_t> numbers;     // [segments] of the document in its row from 1; 0 for padding
   std::vector<std::uint8_t> branches;    // [segments] format.Branch
   std::vector<std::int64_t> pairs;       // [segments] -1 for none
+  std::vector<std::int32_t> parents;     // [segments] places back to the prompt that it continues, 0 for none
   std::vector<std::int32_t> run_ends;    // [runs]
   std::vector<std::uint8_t> run_roles, run_parts, run_loss;  // [runs]
   std::vector<float> run_weights;                            // [runs]
   std::int32_t max_seqlen = 0;
   std::int64_t n_loss = 0;  // tokens with loss
+  bool shared = false;      // does any segment continue a prompt?
+  // Tokens with loss, pairs and Σ weights of the rows of the whole step (Job: `step`), summed in their order.
+  std::int64_t step_tokens = 0, step_pairs = 0;
+  double step_weight = 0;
 };
 
 class Reader;
@@ -65,17 +70,25 @@ class Reader;
 // A batch on its way. Only the reader changes it.
 class Job {
  public:
-  // What is asked for: row rows[k] of source sources[k]; source -1 gives a row of padding.
-  Job(std::vector<std::int32_t> sources, std::vector<std::int64_t> rows, BatchOut out);
+  struct Rows {
+    std::vector<std::int32_t> sources;
+    std::vector<std::int64_t> rows;
+  };
+
+  // What is asked for: row rows[k] of source sources[k]; source -1 gives a row of padding. `step`: the rows whose loss
+  // is summed, which other batches and ranks have too; of them only facts are read.
+  Job(Rows rows, Rows step, BatchOut out);
 
  private:
   friend class Reader;
-  std::vector<std::int32_t> sources_;
-  std::vector<std::int64_t> rows_;
+  std::size_t size() const { return rows_.rows.size() + step_.rows.size(); }
+
+  Rows rows_, step_;
+  std::vector<RowLoss> losses_;  // [step]
   BatchOut out_;
   std::vector<std::shared_ptr<const Block>> blocks_;  // per row
   std::vector<std::int32_t> places_;                  // row of the block, per row
-  std::size_t next_ = 0;                              // rows taken by threads; guarded by the reader
+  std::size_t next_ = 0;                              // of size(), taken by threads; guarded by the reader
   std::size_t done_ = 0, active_ = 0;
   bool cancelled_ = false;
   std::string error_;
@@ -114,6 +127,10 @@ class Reader {
 
  private:
   struct Shard;
+  struct Place {
+    Shard* shard;
+    std::int64_t row;  // of the shard
+  };
   struct Cached {
     Shard* shard;
     std::size_t block;
@@ -122,6 +139,10 @@ class Reader {
   void work();
   void run(Job& job, std::size_t first, std::size_t last, Scratch& scratch);
   void row(Job& job, std::size_t k, Scratch& scratch);
+  void facts_of_step(Job& job, std::size_t k, Scratch& scratch);
+  Place find(std::int32_t source, std::int64_t row);
+  template <typename Call>
+  void explained(const Place& place, Call call);
   std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
   void open(Shard& shard, Scratch& scratch);

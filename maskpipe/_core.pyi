@@ -268,11 +268,17 @@ class BatchFacts:
 
     def __init__(self) -> None: ...
     def column(self, name: str) -> npt.NDArray[np.generic]:
-        """cu_seqlens int32 [segments + 1]; segment_numbers int32, branches uint8, pairs int64 [segments]; run_ends
-        int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]. Moved out: ask for each once."""
+        """cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64 [segments];
+        run_ends int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]. Moved out: ask for each
+        once."""
 
     def max_seqlen(self) -> int: ...
     def n_loss(self) -> int: ...
+    def shared(self) -> bool:
+        """Does any segment continue a prompt?"""
+
+    def step(self) -> tuple[int, int, float]:
+        """Tokens with loss, pairs and the sum of weights of the rows of the step; of the batch when none were given."""
 
 class Reader:
     """Reads rows of datasets in threads of its own."""
@@ -305,6 +311,8 @@ class Job:
         reader: Reader,
         sources: _Int32,
         rows: _Int64,
+        step_sources: _Int32,
+        step_rows: _Int64,
         tokens: SupportsIndex,
         ids32: _Int32 | None,
         ids: _Int64 | None,
@@ -315,7 +323,8 @@ class Job:
         weights: npt.NDArray[np.float32] | None,
         roles: _UInt8 | None,
     ) -> None:
-        """Begins to read; columns are [tokens] = rows * sequence_length, source -1 gives a row of padding."""
+        """Begins to read; columns are [tokens] = rows * sequence_length, source -1 gives a row of padding. Of the
+        rows of the step, which other batches and ranks have too, only facts are read."""
 
     def wait(self) -> BatchFacts:
         """Once the columns are filled. RuntimeError, naming shard, region and rows, when a byte is not what it should

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,19 @@ IGNORE = -100
 
 
 _FLAT = (
-    "cu_seqlens", "segment_numbers", "branches", "pairs", "run_ends", "run_roles", "run_parts", "run_loss",
+    "cu_seqlens", "segment_numbers", "branches", "pairs", "parents", "run_ends", "run_roles", "run_parts", "run_loss",
     "run_weights",
 )  # fmt: skip
+
+
+class Step(NamedTuple):
+    """What a whole global batch holds, over all ranks and micro-batches; the same number on every rank."""
+
+    tokens: int
+    """With loss."""
+    pairs: int
+    weight: float
+    """Of the loss of all tokens: Σ loss_weights."""
 
 
 @dataclass(eq=False)
@@ -46,11 +56,21 @@ class Batch:
 
     The first token of a document is never a label, so no target crosses from one document into the next.
 
+    Where pairs share their prompt (`shared`), it stands once, as a segment of its own, before both branches:
+
+      segment_ids   1 1 1 1 2 2 2 3 3     prompt, chosen, rejected
+      position_ids  0 1 2 3 4 5 6 4 5     both branches go on from the prompt, and see it
+      predictors   -1 0 1 2 3 4 5 3 7     [B, L] int64: the place that predicts the token, -1 for none
+
+    There the first token of a branch may be a label: the last token of the prompt predicts it, in both branches.
+    LossPlan.from_batch reads that from `predictors`; labels that are only shifted cannot say it.
+
     Of the segments:
       cu_seqlens       int32 [S + 1]  over the batch as one line of B * L tokens: 0, then the end of every segment
       segment_numbers  int32 [S]      number of the document in its row from 1; 0 for padding
       branches         uint8 [S]      format.Branch: 0 none, 1 prompt, 2 chosen, 3 rejected
       pairs            int64 [S]      number of the preference pair in its dataset, -1 for none
+      parents          int32 [S]      0, or how many segments before a branch the prompt stands that it continues
     Of the runs, stretches of equal facts:
       run_ends int32 [R] over the batch as one line;  run_roles, run_parts, run_loss (0 or 1) uint8 [R];
       run_weights float32 [R]
@@ -65,6 +85,12 @@ class Batch:
     """Where the tensors of segments and runs come from when they are first used."""
     origin: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] = field(repr=False)
     """See sources and rows."""
+    shared: bool = False
+    """Does any segment continue a prompt that stands before it?"""
+    step: Step | None = field(default=None, repr=False)
+    """Of the whole global batch that this batch is a part of; None where the loader does not know it."""
+    replicas: int = field(default=1, repr=False)
+    """Ranks that share the global batch."""
     state: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
     """The loader's state after this batch, whatever was read ahead since."""
     dense: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -87,6 +113,10 @@ class Batch:
     @property
     def pairs(self) -> Tensor:
         return self._fact("pairs")
+
+    @property
+    def parents(self) -> Tensor:
+        return self._fact("parents")
 
     @property
     def run_ends(self) -> Tensor:
@@ -124,6 +154,9 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
+        """UsageError where a shared prompt predicts the first tokens of two branches, which one target cannot say."""
+        self._check_shifted("targets")
+
         def shifted() -> Tensor:
             out = torch.full_like(self.input_ids, IGNORE)
             out[:, :-1] = self.labels[:, 1:]
@@ -135,13 +168,53 @@ class Batch:
     def position_ids(self) -> Tensor:
         def positions() -> Tensor:
             line = torch.arange(self.input_ids.numel(), device=self.device)
-            return (line - self._segments(self.cu_seqlens[:-1].long()).view(-1)).view(self.input_ids.shape)
+            first = self.cu_seqlens[:-1].long()
+            if self.shared:
+                prompts = torch.arange(len(first), device=self.device) - self.parents
+                first = first - torch.where(self.parents > 0, self.cu_seqlens.diff()[prompts], 0)
+            return (line - self._segments(first).view(-1)).view(self.input_ids.shape)
 
         return self._dense("position_ids", positions)
 
     @property
     def segment_ids(self) -> Tensor:
         return self._dense("segment_ids", lambda: self._segments(self.segment_numbers))
+
+    @property
+    def prompt_ids(self) -> Tensor:
+        """[B, L] int32: the segment_id of the prompt that the token's segment continues; 0 for none."""
+        return self._dense(
+            "prompt_ids",
+            lambda: self._segments(torch.where(self.parents > 0, self.segment_numbers - self.parents, 0)),
+        )
+
+    @property
+    def predictors(self) -> Tensor | None:
+        """[B, L] int64: the place in the row that predicts the token; -1 for the first of a document and in padding.
+        None where no prompt is shared: then it is always the place before."""
+        if not self.shared:
+            return None
+
+        def places() -> Tensor:
+            rows, length = self.input_ids.shape
+            out = torch.arange(-1, length - 1, device=self.device).repeat(rows)
+            starts = self.cu_seqlens[:-1].long()
+            prompts = torch.arange(len(starts), device=self.device) - self.parents
+            out[starts] = torch.where(self.parents > 0, (self.cu_seqlens[1:].long()[prompts] - 1) % length, -1)
+            return torch.where(self.segment_ids > 0, out.view(rows, length), -1)
+
+        return self._dense("predictors", places)
+
+    @property
+    def loss_denominator(self) -> float | None:
+        """Σ loss_weights of the whole global batch, over all ranks and micro-batches: what LossPlan.from_batch divides
+        by. None where the loader does not know it."""
+        return None if self.step is None else self.step.weight
+
+    @property
+    def pair_denominator(self) -> int | None:
+        """Preference pairs of the whole global batch, likewise."""
+        return None if self.step is None else self.step.pairs
 
     @property
     def loss_weights(self) -> Tensor:
@@ -179,13 +252,23 @@ class Batch:
         dense = {name: value.to(device, non_blocking=non_blocking) for name, value in self.dense.items()}
         return replace(self, input_ids=ids, flat=flat, dense=dense)
 
-    def as_hf(self, *, labels: bool = True, ignore_weights: bool = False, seq_idx: bool = False) -> dict[str, Any]:
+    def as_hf(
+        self,
+        *,
+        labels: bool = True,
+        ignore_weights: bool = False,
+        seq_idx: bool = False,
+        mask_dtype: torch.dtype | None = None,
+    ) -> dict[str, Any]:
         """Keyword arguments of a transformers model, padding-free: input_ids, labels and position_ids [B, L],
         cu_seq_lens_q and cu_seq_lens_k int32 [S + 1], max_length_q and max_length_k. Flash attention takes the
         boundaries from cu_seq_lens; sdpa, eager and flex_attention from position_ids. There is no attention_mask:
         beside packed rows an all-ones mask would switch the boundaries off. So would a key-value cache, which models
         make by default, also in training (sdpa, eager and flex_attention look for boundaries only without one), hence
         use_cache=False. `seq_idx` adds int32 [B, L], which linear attention wants.
+
+        mask_dtype, the model's floating dtype, says the boundaries by attention_mask_4d instead of cu_seq_lens, for
+        sdpa and eager. That is the only way where prompts are shared, so without it such a batch is a UsageError.
 
         labels=False leaves them out, for a loss of your own. transformers' loss knows no weights: UsageError for labels
         of a batch that has some, unless they are to be ignored.
@@ -195,16 +278,31 @@ class Batch:
                 "as_hf: this batch has loss weights other than 1, which a transformers model would not see; compute "
                 "the loss from batch.targets and batch.loss_weights, or pass ignore_weights=True"
             )
+        if labels:
+            self._check_shifted("as_hf")
+        if mask_dtype is not None and not mask_dtype.is_floating_point:
+            raise UsageError(f"as_hf: mask_dtype is the model's floating dtype, got {mask_dtype}")
+        if self.shared and (mask_dtype is None or seq_idx):
+            raise UsageError(
+                "as_hf: this batch has prompts that two branches share, which boundaries cannot say; pass mask_dtype= "
+                "the model's dtype (sdpa, eager; no seq_idx), give batch.block_mask() to flex_attention, or prepare "
+                "the pairs as separate documents"
+            )
         out: dict[str, Any] = {
             "input_ids": self.input_ids,
             **({"labels": self.labels} if labels else {}),
             "position_ids": self.position_ids,
-            "cu_seq_lens_q": self.cu_seqlens,
-            "cu_seq_lens_k": self.cu_seqlens,
-            "max_length_q": self.max_seqlen,
-            "max_length_k": self.max_seqlen,
             "use_cache": False,
         }
+        if mask_dtype is not None:
+            out["attention_mask"] = self.attention_mask_4d(mask_dtype)
+        else:
+            out |= {
+                "cu_seq_lens_q": self.cu_seqlens,
+                "cu_seq_lens_k": self.cu_seqlens,
+                "max_length_q": self.max_seqlen,
+                "max_length_k": self.max_seqlen,
+            }
         if seq_idx:
             numbers = torch.arange(len(self.segment_numbers), dtype=torch.int32, device=self.device)
             out["seq_idx"] = self._segments(numbers)
@@ -212,14 +310,20 @@ class Batch:
 
     def as_padded(self, pad_id: int = 0) -> dict[str, Tensor]:
         """One document per row, for models that cannot take packed rows: input_ids, attention_mask (1 on documents),
-        labels and position_ids, int64 [documents, longest], padded on the right. Rows of padding give no document."""
-        starts, ends = self.cu_seqlens[:-1].long(), self.cu_seqlens[1:].long()
+        labels and position_ids, int64 [documents, longest], padded on the right. Rows of padding give no document. A
+        shared prompt stands before each of its branches and in no row of its own."""
+        starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
         real = self.segment_numbers > 0
-        starts, lengths = starts[real], (ends - starts)[real]
-        longest = int(lengths.max()) if len(lengths) else 0
+        before = torch.arange(len(starts), device=self.device) - self.parents  # the prompt, or the segment itself
+        prompt_lengths = torch.where(self.parents > 0, lengths[before], 0)
+        if self.shared:
+            real = real.index_fill(0, before[self.parents > 0], False)
+        prompts, starts, in_prompt, lengths = (x[real] for x in (starts[before], starts, prompt_lengths, lengths))
+        longest = int((in_prompt + lengths).max()) if len(lengths) else 0
         place = torch.arange(longest, device=self.device)
-        inside = place < lengths[:, None]
-        at = torch.where(inside, starts[:, None] + place, 0)
+        inside = place < (in_prompt + lengths)[:, None]
+        at = torch.where(place < in_prompt[:, None], prompts[:, None], (starts - in_prompt)[:, None]) + place
+        at = torch.where(inside, at, 0)
 
         def gather(values: Tensor, padding: int) -> Tensor:
             return torch.where(inside, values.reshape(-1)[at], padding)
@@ -232,12 +336,16 @@ class Batch:
         }
 
     def attention_mask_4d(self, dtype: torch.dtype | None = None) -> Tensor:
-        """[B, 1, L, L]: may the query (dim 2) see the key (dim 3)? Its own document only, not the future. Bool, or with
-        a floating `dtype` 0 where it may and that type's lowest number where not. Padding sees padding, so that no row
-        of the softmax is empty."""
+        """[B, 1, L, L]: may the query (dim 2) see the key (dim 3)? Its own document and the prompt that it continues,
+        not the future. Bool, or with a floating `dtype` 0 where it may and that type's lowest number where not. Padding
+        sees padding, so that no row of the softmax is empty."""
         segments = self.segment_ids
         causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=self.device).tril()
-        seen = ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
+        seen = segments[:, :, None] == segments[:, None, :]
+        if self.shared:
+            prompts = self.prompt_ids[:, :, None]
+            seen |= (prompts > 0) & (prompts == segments[:, None, :])
+        seen = (seen & causal)[:, None]
         if dtype is None:
             return seen
         return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
@@ -248,11 +356,33 @@ class Batch:
 
         segments = self.segment_ids
 
-        def seen(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def own(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (segments[b, q] == segments[b, k])
 
+        def own_and_prompt(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            key = segments[b, k]
+            return (q >= k) & ((segments[b, q] == key) | ((prompts[b, q] > 0) & (prompts[b, q] == key)))
+
+        prompts = self.prompt_ids if self.shared else segments
         rows, length = segments.shape
-        return create_block_mask(seen, rows, None, length, length, device=str(self.device), BLOCK_SIZE=block_size)
+        return create_block_mask(
+            own_and_prompt if self.shared else own,
+            rows,
+            None,
+            length,
+            length,
+            device=str(self.device),
+            BLOCK_SIZE=block_size,
+        )
+
+    def _check_shifted(self, what: str) -> None:
+        if self.shared:
+            firsts = self.cu_seqlens[:-1].long()[self.parents > 0]
+            if bool((self.labels.view(-1)[firsts] != IGNORE).any()):
+                raise UsageError(
+                    f"{what}: this batch has prompts whose last token predicts the first tokens of two branches, which "
+                    "shifted labels cannot say; make the loss from LossPlan.from_batch(batch)"
+                )
 
     def _fact(self, name: str) -> Tensor:
         if name not in self.flat:

@@ -42,6 +42,11 @@ def decide(
 def _policy(manifests: Sequence[Manifest], train_on: str | Sequence[str]) -> CorePolicy:
     policies = []
     for manifest in manifests:
+        if manifest.recipe.get("objective") == "preference":
+            raise UsageError(
+                "train_on: a dataset was prepared with objective='preference', whose loss begins where the branches of "
+                "a pair part; prepare it anew to train on something else"
+            )
         if manifest.recipe.get("objective") == "pretrain":
             raise UsageError(
                 "train_on: a dataset was prepared with objective='pretrain', which trains every token; prepare it with "

@@ -192,6 +192,7 @@ def _packed(config: Any, length: int, seed: int) -> Batch:
         "segment_numbers": torch.tensor([1, 2, 3, 0, 1, 2], dtype=torch.int32),
         "branches": torch.zeros(6, dtype=torch.uint8),
         "pairs": torch.full((6,), -1),
+        "parents": torch.zeros(6, dtype=torch.int32),
         "run_ends": torch.tensor([2 * length], dtype=torch.int32),
         "run_roles": torch.full((1,), int(Role.TEXT), dtype=torch.uint8),
         "run_parts": torch.full((1,), int(Part.CONTENT), dtype=torch.uint8),

@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from maskpipe import _core
 from maskpipe.data import ranks
 from maskpipe.data.ahead import Ahead, Held
-from maskpipe.data.batch import Batch
+from maskpipe.data.batch import Batch, Step
 from maskpipe.data.decision import decide
 from maskpipe.data.order import Order, Place, epoch_key, shares_of, whole_rates
 from maskpipe.data.slots import Columns, slots_for
@@ -49,6 +49,8 @@ _COLUMNS = {
     "loss_weights": "weights", "role_ids": "roles",
 }  # fmt: skip
 
+_NO_ROWS = (np.zeros(0, np.int32), np.zeros(0, np.int64))
+
 Source = str | Path | Dataset
 
 
@@ -59,6 +61,20 @@ class _Cursor(NamedTuple):
     credits: tuple[int, ...]
     position: int
     within: int
+
+
+@dataclass
+class _Global:
+    """A global batch that is planned."""
+
+    sources: npt.NDArray[np.int32]
+    """[slice] of this rank; rows likewise."""
+    rows: npt.NDArray[np.int64]
+    after: _Cursor
+    of_step: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] | None
+    """Sources and rows of all ranks, where they are more than one batch's and the loader is to look at them."""
+    step: Step | None = None
+    begun: bool = False
 
 
 @dataclass
@@ -73,6 +89,9 @@ class _Pending:
     after: _Cursor
     held: Held | None
     """Shards of remote datasets; goes after the job, which waits for its threads."""
+    whole: _Global
+    first: bool
+    """Does it look at the facts of the whole global batch?"""
 
 
 class Loader(IterableDataset[Any]):
@@ -97,6 +116,8 @@ class Loader(IterableDataset[Any]):
     threads: that read ahead; 0 reads when asked. prefetch: batches read ahead.
     verify: "every_read" proves each byte that is used (what changes later too), "first_touch" the first time, "off".
     io: "pread"; or "mmap", which is faster but ends the process with SIGBUS when a file shrinks while it is read.
+    step_totals: Batch.step, and so loss_denominator: each rank reads the facts (not the ids) of the whole global batch.
+        Where datasets are remote, only if a batch is the whole global batch.
     cache_bytes: memory for decoded facts (about 100 to 200 bytes per row); what does not fit is read again.
     shard_cache: where shards of remote datasets are kept: a ShardCache, or the path of one with its defaults. What is
         needed next is fetched ahead, within a quarter of its bound. See fetched.
@@ -130,6 +151,7 @@ class Loader(IterableDataset[Any]):
         prefetch: int = 4,
         verify: Literal["every_read", "first_touch", "off"] = "every_read",
         io: Literal["pread", "mmap"] = "pread",
+        step_totals: bool = True,
         cache_bytes: int = 256 << 20,
         shard_cache: ShardCache | str | Path | None = None,
         yields: Literal["batch", "hf", "padded"] = "batch",
@@ -185,6 +207,7 @@ class Loader(IterableDataset[Any]):
         self._device = torch.device(device)
         self._reading = (threads, verify, io, cache_bytes)
         self._prefetch = prefetch if threads else 1
+        self._step_totals = step_totals
         self._columns = Columns(self.batch_size * self.sequence_length, _column_names(columns, expand))
         self._ended = False
         self._pending: deque[_Pending] = deque()
@@ -440,7 +463,7 @@ class Loader(IterableDataset[Any]):
     def _restart_plan(self) -> None:
         self._pending.clear()
         self._planned = self._now
-        self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None = None
+        self._global: _Global | None = None
         if self._ahead is not None:
             self._ahead.restart()
 
@@ -449,33 +472,32 @@ class Loader(IterableDataset[Any]):
         while len(self._pending) < self._prefetch:
             if self._global is None:
                 if self._ahead is None:
-                    self._global = self._plan_global(self._planned)
+                    plan = self._plan_global(self._planned)
                 else:
-                    self._global = self._ahead.next(self._planned, self._plan_global)
-                if self._global is None:
+                    plan = self._ahead.next(self._planned, self._plan_global)
+                if plan is None:
                     return
-            sources, rows, after = self._global
+                self._global = _Global(*plan, self._rows_of_step(self._planned))
+            whole = self._global
             begin = self._planned.within
             end = begin + self.batch_size
+            sources, rows = whole.sources[begin:end], whole.rows[begin:end]
             held = None
             if self._ahead is not None:
-                if (self._pending or not wait) and not self._ahead.ready(sources[begin:end], rows[begin:end]):
+                if (self._pending or not wait) and not self._ahead.ready(sources, rows):
                     return
-                held = self._ahead.hold(sources[begin:end], rows[begin:end])
+                held = self._ahead.hold(sources, rows)
             if end == self._slice:
-                self._planned, self._global = after, None
+                self._planned, self._global = whole.after, None
             else:
                 self._planned = self._planned._replace(within=end)
-            self._submit(sources[begin:end], rows[begin:end], held)
+            self._submit(sources, rows, held, whole)
 
     def _plan_global(self, now: _Cursor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None:
         """Sources and rows of this rank's slice of the next global batch, and the place after it; None at the end."""
-        positions = self.global_batch_size
-        if self.epochs is not None:
-            left = self._end - sum(now.counts)
-            if left == 0 or (left < positions and self.remainder == "drop"):
-                return None
-            positions = min(positions, left)
+        positions = self._positions(now)
+        if not positions:
+            return None
         begin = min(self.rank * self._slice, positions)
         end = min(begin + self._slice, positions)
         sources, rows, after = self._order.take(Place(now.counts, now.credits), positions, begin, end)
@@ -485,11 +507,35 @@ class Loader(IterableDataset[Any]):
             rows = np.concatenate([rows, np.full(missing, -1, np.int64)])
         return sources, rows, _Cursor(after.counts, after.credits, now.position + positions, 0)
 
-    def _submit(self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], held: Held | None) -> None:
+    def _positions(self, now: _Cursor) -> int:
+        """Rows of the next global batch; 0 at the end of the pass."""
+        if self.epochs is None:
+            return self.global_batch_size
+        left = self._end - sum(now.counts)
+        return 0 if left < self.global_batch_size and self.remainder == "drop" else min(self.global_batch_size, left)
+
+    def _rows_of_step(self, now: _Cursor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] | None:
+        if not self._step_totals or self._ahead is not None or self.batch_size == self.global_batch_size:
+            return None
+        positions = self._positions(now)
+        return self._order.take(Place(now.counts, now.credits), positions, 0, positions)[:2]
+
+    def _submit(
+        self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], held: Held | None, whole: _Global
+    ) -> None:
         memory = self._slots.take()
         columns = self._columns.split(memory)
-        job = _core.Job(self._reader, sources, rows, self._columns.tokens, **columns)
-        self._pending.append(_Pending(job, memory, columns, sources, rows, self._planned, held))
+        first, whole.begun = not whole.begun and whole.of_step is not None, True
+        of_step = whole.of_step if first and whole.of_step is not None else _NO_ROWS
+        of_sources, of_rows = of_step
+        tokens = self._columns.tokens
+        job = _core.Job(self._reader, sources, rows, of_sources, of_rows, tokens, **columns)
+        self._pending.append(_Pending(job, memory, columns, sources, rows, self._planned, held, whole, first))
+
+    def _step(self, pending: _Pending, facts: _core.BatchFacts) -> Step | None:
+        if pending.first or (self._step_totals and self.batch_size == self.global_batch_size):
+            pending.whole.step = Step(*facts.step())
+        return pending.whole.step
 
     def _finish(self, pending: _Pending) -> Batch:
         facts = pending.job.wait()
@@ -509,6 +555,9 @@ class Loader(IterableDataset[Any]):
             input_ids=torch.from_numpy(given.reshape(shape)),
             max_seqlen=facts.max_seqlen(),
             n_loss=facts.n_loss(),
+            shared=facts.shared(),
+            step=self._step(pending, facts),
+            replicas=self.world_size,
             facts=facts,
             origin=(pending.sources, pending.rows),
             state=partial(_state_dict, self._base, pending.after),

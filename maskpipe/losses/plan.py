@@ -226,7 +226,9 @@ class LossPlan:
         """The plan of a `maskpipe.data.Batch`, or of any object or mapping with the same names.
 
         Takes `plan` if it is there; else labels, segment_ids, loss_weights (or weights), role_ids, part_ids, pairs,
-        predictors and loss_denominator, as far as they are there and not None. `overrides` go to `from_labels`. Where
+        predictors and loss_denominator with replicas, as far as they are there and not None. A Batch of the loader has
+        the last two: the loss is then right for gradients that are summed over micro-batches and averaged over ranks
+        (DDP, FSDP), without communication. `overrides` go to `from_labels`. Where
         segments say their branch (`branches`, with `pairs` [S], `segment_numbers` and `cu_seqlens`), both branches of a
         pair in one row are joined. Raises UsageError without labels, and for a pair with one branch or several.
         """
@@ -256,6 +258,8 @@ class LossPlan:
             "predictors": find("predictors"),
             "denominator": find("loss_denominator", "denominator"),
         }
+        if found["denominator"] is not None and "denominator" not in overrides:
+            found["replicas"] = find("replicas") or 1
         return cls.from_labels(labels, **{**found, **overrides})
 
     def to_labels(self, *, shifted: bool = False) -> Tensor:
