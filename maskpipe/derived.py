@@ -1,27 +1,24 @@
 """Datasets made from datasets: what repack and merge share.
 
-with new_directory(OUT) as work:      OUT.tmp-<pid>, renamed to OUT at the end; after an error nothing is left
+with new_dataset(OUT, …) as partial:      OUT.partial, of which dataset/ becomes OUT at the end
     …shards…
-    publish_derived(work, …)          the files of the dataset it was made from, verified; the manifest last
+    publish_derived(partial.dataset, …)   the files of the dataset it was made from, verified; the manifest last
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import maskpipe
 from maskpipe import card
-from maskpipe.durable import sync_directory
 from maskpipe.errors import DatasetError, UsageError
-from maskpipe.partial import Partial, claim, list_contents
+from maskpipe.partial import Partial, new_directory
 from maskpipe.recipe import Recipe
 from maskpipe.shards.chunks import ChunkEntry, chunk_lines, total_counts
 from maskpipe.shards.format import CARD_FILE, CHUNKS, DROPPED, MANIFEST, MANIFEST_HASH, RECIPE, REJECTS, RUN_FILE
@@ -33,48 +30,15 @@ from maskpipe.shards.writer import publish
 _WRITTEN_ANEW = (RECIPE, REJECTS, DROPPED, CHUNKS)
 
 
-@contextmanager
-def new_dataset(out: str | Path, made_by: str, like: Dataset, **identity: Any) -> Iterator[Partial]:
-    """OUT.partial, claimed and empty, to make `out` in; what is in its folder dataset gets that name when the block
-    ends well. After an error nothing is left; what a killed run leaves `maskpipe gc` knows.
-
-    UsageError when `out` is there, or another run or another job has OUT.partial.
-    """
-    final = Path(os.path.abspath(out))
-    refuse_taken(out)
-    identity = {"made_by": made_by, **identity}
-    job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    names = [MANIFEST, MANIFEST_HASH, CARD_FILE, RUN_FILE, *_WRITTEN_ANEW, *(f.name for f in like.manifest.files)]
-    partial = claim(final, job, identity, sorted(set(names)))
-    try:
-        _clear(partial)
-        yield partial
-        os.rename(partial.dataset, final)
-        sync_directory(final.parent)
-    finally:
-        partial.remove()
-        partial.close()
-
-
-def refuse_taken(out: str | Path) -> None:
-    """UsageError unless `out` is absent, or an empty directory."""
-    final = Path(os.path.abspath(out))
-    empty = final.is_dir() and not final.is_symlink() and not any(final.iterdir())
-    if (final.exists() or final.is_symlink()) and not empty:
-        raise UsageError(f"{out} is already there; nothing is overwritten: choose a new directory")
+def new_dataset(out: str | Path, made_by: str, like: Dataset, **identity: Any) -> AbstractContextManager[Partial]:
+    """A directory to make the dataset `out` in, with the files that `like` embeds; see partial.new_directory."""
+    names = {MANIFEST, MANIFEST_HASH, CARD_FILE, RUN_FILE, *_WRITTEN_ANEW, *(f.name for f in like.manifest.files)}
+    return new_directory(out, {"made_by": made_by, **identity}, names)
 
 
 def scratch_file(partial: Partial, kind: str, number: int) -> Path:
     """A name for a file that is needed while the dataset is made."""
     return partial.stage / f"{kind}-{number:032x}-{0:016x}.arrow"
-
-
-def _clear(partial: Partial) -> None:
-    """Takes away what a killed run of the same job left."""
-    partial.clear_dataset(set())
-    for path in list_contents(partial.path).ours:
-        if path.parent == partial.stage:
-            path.unlink()
 
 
 def embedded_files(dataset: Dataset) -> dict[str, bytes | Path]:

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from maskpipe.derived import listed, new_dataset, publish_derived, refuse_taken, require_chunks
+from maskpipe.derived import listed, new_dataset, publish_derived, require_chunks
 from maskpipe.errors import MaskpipeError, UsageError
+from maskpipe.partial import refuse_taken
 from maskpipe.pipeline import Progress, prepare
 from maskpipe.recipe import Recipe
 from maskpipe.shards.chunks import ChunkEntry, read_chunks

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,38 @@ class Partial:
 
     def close(self) -> None:
         os.close(self._lock)
+
+
+@contextmanager
+def new_directory(out: str | Path, identity: Mapping[str, Any], names: Iterable[str]) -> Iterator[Partial]:
+    """OUT.partial, claimed and empty, to make `out` in: dataset/ gets that name when the block ends well. `names` are
+    the files that dataset/ will hold beside shards. After an error nothing is left; what a killed run leaves
+    `maskpipe gc` knows.
+
+    UsageError when `out` is there, or another run or another job has OUT.partial.
+    """
+    final = Path(os.path.abspath(out))
+    refuse_taken(out)
+    job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    partial = claim(final, job, identity, set(names))
+    try:
+        for path in list_contents(partial.path).ours:  # a killed run of the same job
+            if path.parent in (partial.dataset, partial.stage):
+                path.unlink()
+        yield partial
+        os.rename(partial.dataset, final)
+        sync_directory(final.parent)
+    finally:
+        partial.remove()
+        partial.close()
+
+
+def refuse_taken(out: str | Path) -> None:
+    """UsageError unless `out` is absent, or an empty directory."""
+    final = Path(os.path.abspath(out))
+    empty = final.is_dir() and not final.is_symlink() and not any(final.iterdir())
+    if (final.exists() or final.is_symlink()) and not empty:
+        raise UsageError(f"{out} is already there; nothing is overwritten: choose a new directory")
 
 
 def partial_of(out: Path) -> Path:

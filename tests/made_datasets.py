@@ -14,7 +14,7 @@ from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Part, Role, Verdict
 from maskpipe.shards.documents import documents_to_table
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
-from maskpipe.shards.writer import create_directory, publish, write_shard
+from maskpipe.shards.writer import publish, write_shard
 
 VOCAB_SIZE, PAD_ID = 1000, 7
 REJECTS = [{"source": 1, "row": 0, "reason": "bad_json", "message": "no é record \ud800"}]
@@ -66,7 +66,7 @@ def publish_documents(
     """A dataset of these documents, all of source 0 with one record each; the records of source 1 are the rejects."""
     recipe = recipe or Recipe(sequence_length=sequence_length)
     plan = pack.plan([len(document) for document in documents], sequence_length, method)
-    create_directory(out)
+    out.mkdir(parents=True)
     shards = write_shards(out, documents, plan, rows_per_shard, recipe=recipe, vocab_size=vocab_size)
     contents: dict[str, bytes | Path] = {
         "rejects.jsonl": json_lines(rejects),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,21 @@ def test_a_directory_that_was_killed_before_it_was_marked_is_ours(tmp_path: Path
     found = leftovers.find(tmp_path)
     leftovers.remove(found[0])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", ["hf", "trl", "megatron-bridge", "olmo"])
+def test_what_a_killed_export_left_is_taken_away_whole(
+    tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    maskpipe.prepare([chat], tmp_path / "out", tokenizer=demo_data.tokenizer(), recipe=RECIPE, workers=0)
+    program = (
+        "import os, sys\n"
+        "from maskpipe.exports import exporting\n"
+        "exporting._check = lambda dataset, counted: os._exit(9)\n"
+        "exporting.export(sys.argv[1], sys.argv[2], sys.argv[3])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "out", tmp_path / "new" / "deep", to], timeout=120)
+    assert done.returncode == 9 and [path.name for path in (tmp_path / "new").iterdir()] == ["deep.partial"]
+    assert gc(capsys, tmp_path / "new", "--delete")[0] == 0
+    assert names(tmp_path / "new") == []

@@ -32,7 +32,7 @@ from maskpipe.shards.format import DOCUMENT_SCHEMA, REGION_SIZE, batch_rows
 from maskpipe.shards.manifest import Counts, Manifest, Shard, ShardRecord, Source, manifest_hash
 from maskpipe.shards.reader import open as open_dataset
 from maskpipe.shards.verify import verify
-from maskpipe.shards.writer import create_directory, publish, write_shard
+from maskpipe.shards.writer import publish, write_shard
 from tests.made_datasets import PAD_ID, VOCAB_SIZE, chat, chats, publish_documents, write_shards
 
 DENSE = ("input_ids", "role_ids", "part_ids", "flags", "message_ids")
@@ -440,7 +440,7 @@ def _ready(out: Path) -> tuple[Manifest, dict[str, bytes | Path]]:
     """A directory with shards, and what publish needs."""
     recipe = Recipe(sequence_length=64)
     given_documents = chats(LENGTHS)
-    create_directory(out)
+    out.mkdir()
     shards = write_shards(out, given_documents, pack.plan(LENGTHS, 64), 4, recipe=recipe, vocab_size=VOCAB_SIZE)
     files: dict[str, bytes | Path] = {"rejects.jsonl": b"", "dropped.jsonl": b""}
     manifest = Manifest.build(
@@ -455,17 +455,6 @@ def _ready(out: Path) -> tuple[Manifest, dict[str, bytes | Path]]:
         files=files,
     )
     return manifest, files
-
-
-def test_a_directory_that_holds_anything_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(UsageError, match=r"not empty; it holds mine\.txt"):
-        create_directory(tmp_path)
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(UsageError, match="cannot make the output directory"):
-        create_directory(tmp_path / "file")
-    assert create_directory(tmp_path / "new" / "deep").is_dir()
-    assert create_directory(tmp_path / "new" / "deep").is_dir()  # empty: still ours to take
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from maskpipe.durable import sync_directory
+from maskpipe.durable import write_file
 from maskpipe.errors import MaskpipeError, UsageError
 from maskpipe.exports import hf, megatron_bridge, olmo, trl
 from maskpipe.exports.rows import LOST, Options
+from maskpipe.partial import new_directory
 from maskpipe.shards.reader import Dataset
 from maskpipe.shards.reader import open as open_dataset
-from maskpipe.shards.writer import create_directory
 
 TargetName = Literal["hf", "trl", "megatron-bridge", "olmo"]
 _TARGETS: Mapping[str, ModuleType] = {"hf": hf, "trl": trl, "megatron-bridge": megatron_bridge, "olmo": olmo}
-"""Each has OPTIONS (those it knows), write(dataset, work, counted, options) -> names of files, and
-card(dataset, exported) -> README.md."""
+"""Each has OPTIONS (those it knows), names(dataset, options) of the files that
+write(dataset, work, counted, options) writes, and card(dataset, exported, options) -> README.md."""
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -100,28 +101,15 @@ def export(
         raise UsageError(f"--to {to}: must be one of {', '.join(get_args(TargetName))}")
     target, options = _TARGETS[to], options or Options()
     _check_options(target, to, options)
-    final = Path(os.path.abspath(destination))
-    if final.exists() or final.is_symlink():
-        raise UsageError(f"{destination} is already there; nothing is overwritten: choose a new directory")
     with open_dataset(out) as dataset:
-        work = create_directory(final.parent / f"{final.name}.tmp-{os.getpid()}")
-        try:
+        files = target.names(dataset, options)
+        identity = {"made_by": "export", "from": dataset.manifest.fingerprint, "to": to, "options": vars(options)}
+        with new_directory(destination, identity, [*files, README]) as partial:
             counted: Counter[str] = Counter()
-            files = target.write(dataset, work, counted, options)
+            target.write(dataset, partial.dataset, counted, options)
             _check(dataset, counted)
-            made = Exported(final, to, tuple(files), dict(counted))
-            with (work / "README.md").open("wb") as file:
-                file.write(target.card(dataset, made, options).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            sync_directory(work)
-            os.rename(work, final)
-            sync_directory(final.parent)
-        except BaseException:
-            for path in work.iterdir():
-                path.unlink()
-            work.rmdir()
-            raise
+            made = Exported(Path(os.path.abspath(destination)), to, tuple(files), dict(counted))
+            write_file(partial.dataset / README, target.card(dataset, made, options).encode())
     return made
 
 

@@ -33,21 +33,23 @@ OPTIONS = ("ignore_weights", "unpack")
 _COLUMNS = {name: pa.int64() for name in ("input_ids", "labels", "position_ids", "seq_lengths")}
 
 
-def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> list[str]:
-    """One Parquet file per shard; their names."""
-    return write_labelled(dataset, work, counted, options, _COLUMNS)
+def names(dataset: Dataset, options: Options) -> list[str]:
+    """One Parquet file per shard."""
+    count = len(dataset.manifest.shards)
+    return [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+
+
+def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> None:
+    write_labelled(dataset, work, counted, options, _COLUMNS)
 
 
 def write_labelled(
     dataset: Dataset, work: Path, counted: Counter[str], options: Options, columns: dict[str, pa.DataType]
-) -> list[str]:
+) -> None:
     """The same with these of Row's columns."""
     schema = list_schema(columns, {"maskpipe": json.dumps(origin(dataset))})
-    names = []
-    for number in range(len(dataset.manifest.shards)):
-        names.append(f"train-{number:05d}-of-{len(dataset.manifest.shards):05d}.parquet")
-        write_parquet(work / names[-1], _rows(dataset, number, counted, options, list(columns)), schema)
-    return names
+    for number, name in enumerate(names(dataset, options)):
+        write_parquet(work / name, _rows(dataset, number, counted, options, list(columns)), schema)
 
 
 def origin(dataset: Dataset) -> dict[str, Any]:

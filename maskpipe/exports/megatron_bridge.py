@@ -37,20 +37,22 @@ METADATA = "packing_metadata.json"
 _COLUMNS = {"input_ids": pa.int32(), "loss_mask": pa.int8(), "seq_start_id": pa.int32()}
 
 
-def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> list[str]:
-    """One Parquet file per shard, and the metadata of the packing; their names."""
+def names(dataset: Dataset, options: Options) -> list[str]:
+    """One Parquet file per shard, and the metadata of the packing."""
+    count = len(dataset.manifest.shards)
+    return [*(f"train-{number:05d}-of-{count:05d}.idx.parquet" for number in range(count)), METADATA]
+
+
+def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> None:
     schema = list_schema(_COLUMNS, {"maskpipe": json.dumps(origin(dataset))})
     eos = eos_id(Tokenizer.load(dataset.path))
     shape = _Shape()
-    names = []
-    for number in range(len(dataset.manifest.shards)):
-        names.append(f"train-{number:05d}-of-{len(dataset.manifest.shards):05d}.idx.parquet")
-        write_parquet(work / names[-1], _rows(dataset, number, counted, options, eos, shape), schema)
+    for number, name in enumerate(names(dataset, options)[:-1]):
+        write_parquet(work / name, _rows(dataset, number, counted, options, eos, shape), schema)
     with (work / METADATA).open("w") as file:
         json.dump([shape.to_dict(dataset.manifest.sequence_length)], file)
         file.flush()
         os.fsync(file.fileno())
-    return [*names, METADATA]
 
 
 def eos_id(tokenizer: Tokenizer) -> int | None:

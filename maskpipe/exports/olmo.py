@@ -15,6 +15,7 @@ borders, so the model attends across documents.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 from collections import Counter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from maskpipe.exports.exporting import Exported
 
 OPTIONS = ("ignore_weights", "across_documents")
+DESCRIPTION = "dataset.json"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -39,15 +41,23 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(next(kind for kind in kinds if vocab_size - 1 <= np.iinfo(kind).max))
 
 
-def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> list[str]:
-    """Arrays per shard; their names."""
+def names(dataset: Dataset, options: Options) -> list[str]:
+    """Arrays per shard, and what says their type."""
+    per_shard = [_names(number, options) for number in range(len(dataset.manifest.shards))]
+    return [*itertools.chain.from_iterable(per_shard), DESCRIPTION]
+
+
+def _names(number: int, options: Options) -> list[str]:
+    ids = f"token_ids_part_{number:05d}"
+    mask = f"labels_mask_part_{number:05d}.npy"
+    return [f"{ids}.npy", mask] if options.across_documents else [f"{ids}.npy", mask, f"{ids}.csv.gz"]
+
+
+def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> None:
     manifest = dataset.manifest
     dtype = token_dtype(manifest.vocab_size)
-    names = []
     for number in range(len(manifest.shards)):
-        ids, mask = f"token_ids_part_{number:05d}.npy", f"labels_mask_part_{number:05d}.npy"
-        borders = f"token_ids_part_{number:05d}.csv.gz"
-        names += [ids, mask] if options.across_documents else [ids, mask, borders]
+        ids, mask, *borders = _names(number, options)
         with (work / ids).open("wb") as ids_file, (work / mask).open("wb") as mask_file:
             lines = []
             at = 0
@@ -67,18 +77,16 @@ def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options)
             for file in (ids_file, mask_file):
                 file.flush()
                 os.fsync(file.fileno())
-        if not options.across_documents:
-            with (work / borders).open("wb") as raw:
+        for name in borders:
+            with (work / name).open("wb") as raw:
                 with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
                     packed.write("".join(lines).encode())
                 raw.flush()
                 os.fsync(raw.fileno())
-    names.append("dataset.json")
-    with (work / names[-1]).open("w") as described:
+    with (work / DESCRIPTION).open("w") as described:
         json.dump({**origin(dataset), "dtype": dtype.name, "vocab_size": manifest.vocab_size}, described, indent=1)
         described.flush()
         os.fsync(described.fileno())
-    return names
 
 
 def card(dataset: Dataset, made: Exported, options: Options) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from maskpipe import card as cards
+from maskpipe.exports.hf import names as names
 from maskpipe.exports.hf import write_labelled
 from maskpipe.exports.rows import IGNORE, LOST, Options
 from maskpipe.shards.reader import Dataset
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
 OPTIONS = ("ignore_weights", "unpack")
 
 
-def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> list[str]:
-    """One Parquet file per shard; their names."""
-    names = ("input_ids", "labels") if options.unpack else ("input_ids", "labels", "seq_lengths")
-    return write_labelled(dataset, work, counted, options, {name: pa.int64() for name in names})
+def write(dataset: Dataset, work: Path, counted: Counter[str], options: Options) -> None:
+    columns = ("input_ids", "labels") if options.unpack else ("input_ids", "labels", "seq_lengths")
+    write_labelled(dataset, work, counted, options, {name: pa.int64() for name in columns})
 
 
 def card(dataset: Dataset, made: Exported, options: Options) -> str:

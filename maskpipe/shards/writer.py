@@ -1,6 +1,5 @@
 """Writing a dataset: shards by any number of processes, then one publish that makes them a dataset.
 
-    create_directory(out)                    the directory is ours: it was absent or empty
     write_shard(out, 0, documents, pieces)   in any process, in any order; a shard that is there already is not redone
     publish(out, manifest, files=…)          the rest; manifest.json is last, and only then does a dataset exist
 
@@ -42,23 +41,6 @@ from maskpipe.shards.format import (
 )
 from maskpipe.shards.manifest import Counts, Manifest, Shard, ShardRecord, manifest_hash, recipe_yaml
 from maskpipe.shards.rows import Int32, Int64, Rows, Structs, packed_runs, run_arrays
-
-
-def create_directory(directory: str | Path) -> Path:
-    """The directory, made if it was absent. UsageError when it holds anything, or is no directory."""
-    path = Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        present = sorted(os.listdir(path))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot make the output directory: {error.strerror}") from None
-    if present:
-        raise UsageError(
-            f"{path}: the output directory is not empty; it holds {_names(present)}. Nothing is overwritten: "
-            "choose a new directory"
-        )
-    sync_directory(path.absolute().parent)
-    return path
 
 
 def write_shard(
