@@ -1,7 +1,8 @@
 """The command line: one function per command, no logic. stdout is data, stderr is talk.
 
 Exit codes: 0 clean, 1 findings (verify), 2 could not run, 130 interrupted. What a command needs is imported when it
-runs, so that `maskpipe --help` is quick; only probe and explain --model import torch.
+runs, so that `maskpipe --help` is quick; only probe, explain --model and reference-logps
+import torch.
 """
 
 from __future__ import annotations
@@ -348,6 +349,49 @@ def probe(
     )  # fmt: skip
     _print(found.to_dict() if format == "json" else str(found))
     return FINDINGS if found.leaks else CLEAN if found.probed else FAILED
+
+
+@app.command(name="reference-logps", usage="Usage: maskpipe reference-logps OUT REF --model DIR [OPTIONS]", sort_key=7)
+def reference_logps(
+    out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")],
+    ref: Annotated[str, Parameter("REF", group=_INPUT, help="New directory.")],
+    /,
+    *,
+    model: Annotated[str, Parameter(group=_INPUT, help="Directory of a transformers model, or a hub name org/name.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        Parameter(group=_INPUT, help="Of the weights; auto: as stored. As the policy's, or the two do not compare."),
+    ] = "auto",
+    device: Annotated[
+        str | None, Parameter(group=_INPUT, help="cuda where there is one, else cpu, by default.")
+    ] = None,
+    batch_size: Annotated[int, Parameter(group=_INPUT, help="Rows of the dataset per forward pass.")] = 8,
+    train_on: Annotated[
+        list[str] | None,
+        Parameter(
+            group=_INPUT, negative=(), help="Tokens that get a value, as for the loader; as prepared by default."
+        ),
+    ] = None,
+    unpacked: Annotated[
+        bool,
+        Parameter(group=_INPUT, negative=(), help="One document per row, for models that mix packed documents."),
+    ] = False,
+    format: FormatFlag = "human",
+) -> int:
+    """Compute what a reference model gives each token with loss, once, for preference losses.
+
+    maskpipe reference-logps out out-ref --model ./sft-model
+    """
+    _quiet_hub()
+    try:
+        from maskpipe.losses import write_reference_logps
+    except ModuleNotFoundError as error:
+        raise UsageError(f"reference-logps needs {error.name or 'torch'}: pip install 'maskpipe[probe]'") from None
+    made = write_reference_logps(
+        out, ref, model, packed=not unpacked, batch_size=batch_size, train_on=train_on, dtype=dtype, device=device
+    )
+    _print(made.to_dict() if format == "json" else str(made))
+    return CLEAN
 
 
 @app.command(usage="Usage: maskpipe export OUT --to TARGET DEST", sort_key=5)

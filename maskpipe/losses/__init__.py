@@ -21,11 +21,13 @@ from maskpipe.losses.preference import (
     preference_losses,
     register_preference_loss,
 )
+from maskpipe.losses.reference_logps import RefLogps, write_reference_logps
 from maskpipe.losses.unpaired import kto_kl, mismatched, unpaired_loss
 
 __all__ = [
-    "BackendResult", "DocumentLogps", "LossOut", "LossPlan", "Metric", "PairLogps", "PreferenceOut", "TokenMetrics",
+    "BackendResult", "DocumentLogps", "LossOut", "LossPlan", "Metric", "PairLogps", "PreferenceOut", "RefLogps",
+    "TokenMetrics",
     "collect_documents", "cross_entropy", "document_logps", "global_denominator", "kto_kl", "linear_cross_entropy",
     "mismatched", "normalise", "pair_loss", "preference_loss", "preference_losses", "register_backend",
-    "register_preference_loss", "unpaired_loss",
+    "register_preference_loss", "unpaired_loss", "write_reference_logps",
 ]  # fmt: skip
