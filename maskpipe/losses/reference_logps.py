@@ -205,16 +205,22 @@ def write_reference_logps(
     loaded.train(False)
     try:
         if packed:
-            _refuse_mixing(loaded, opened.manifest.sequence_length)
+            _refuse_mixing(loaded, opened)
         return _write(opened, final, loaded, name, packed, batch_size, train_on)
     finally:
         loaded.train(training)
 
 
-def _refuse_mixing(model: Any, sequence_length: int) -> None:
-    attention = model.config._attn_implementation
-    found = probe(model, attention=[attention], sequence_length=min(max(sequence_length, 16), 256))
-    if found.leaks or not found.probed:
+def _refuse_mixing(model: Any, dataset: Dataset) -> None:
+    attention, length = model.config._attn_implementation, dataset.manifest.sequence_length
+    found = probe(model, attention=[attention], sequence_length=min(max(length, 16), 256))
+    apart = found.probed and not found.leaks
+    batch = next(Loader(dataset, global_batch_size=1, rank=0, world_size=1, shuffle=False, device=model.device))
+    if apart and batch.shared:
+        # Shared prompts need another mask, so they are tried as they are, against every branch in a row of its own.
+        packed, alone = _packed_logps(model, batch), _padded_logps(model, batch)
+        apart = bool((packed - alone).abs().max() <= torch.finfo(model.dtype).eps ** 0.5 * alone.abs().max())
+    if not apart:
         raise UsageError(
             f"this model, with attention {attention!r}, does not keep packed documents apart, so the values would be "
             "wrong: run it with one document per row (--unpacked), or see `maskpipe probe`"
@@ -329,8 +335,8 @@ def _packed_logps(model: Any, batch: Batch) -> Tensor:
     """[n] in the order of targets."""
     plan = LossPlan.from_batch(batch)
     assert plan.segments is not None
-    logps = model_logps(model, batch.as_hf(labels=False), plan)
-    return logps[torch.argsort(plan.segments, stable=True)]
+    inputs = batch.as_hf(labels=False, mask_dtype=model.dtype if batch.shared else None)
+    return model_logps(model, inputs, plan)[torch.argsort(plan.segments, stable=True)]
 
 
 def _padded_logps(model: Any, batch: Batch) -> Tensor:

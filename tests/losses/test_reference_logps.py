@@ -21,6 +21,7 @@ from maskpipe.losses.reference_logps import model_sha256
 from maskpipe.losses.reference_shards import ReferenceShards
 from maskpipe.shards.reader import open as open_dataset
 from tests.made_datasets import chat, publish_documents
+from tests.test_data_pairs import publish_pairs
 
 transformers = pytest.importorskip("transformers")
 LENGTHS = [20, 30, 64, 10, 5, 40, 33, 21, 64, 50, 7, 63] * 2
@@ -299,3 +300,22 @@ def test_the_command(out: Path, ref: Path, tmp_path: Path, capsys: pytest.Captur
     assert code == 2 and "no directory of a model" in talk
     with pytest.raises(MaskpipeError):
         ReferenceShards(tmp_path / "new")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pairs_have_ln_2_in_either_layout(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = publish_pairs(tmp_path / "pairs", monkeypatch, shared=shared), llama()
+    write_reference_logps(data, tmp_path / "ref", model, batch_size=2)
+    loader = Loader(data, global_batch_size=4, epochs=1)
+    reference = RefLogps.open(tmp_path / "ref", loader)
+    for batch in loader:
+        plan = LossPlan.from_batch(batch)
+        inputs = batch.as_hf(labels=False, mask_dtype=torch.float32)
+        with torch.no_grad():
+            policy = document_logps(model.model(**inputs).last_hidden_state, model.lm_head.weight, plan).pairs
+        found = reference.documents(batch, plan).pairs
+        assert torch.equal(found.chosen_length, policy.chosen_length) and len(found.chosen) >= 6
+        for side in ("chosen", "rejected"):
+            assert torch.allclose(getattr(found, side), getattr(policy, side), atol=1e-5)
+        same = pair_loss("sigmoid", policy, found, denominator=batch.pair_denominator, beta=0.1)
+        assert float(same.loss) == pytest.approx(math.log(2), abs=1e-6)
