@@ -20,7 +20,7 @@ from maskpipe.shards.documents import documents_to_table, table_columns
 from maskpipe.shards.format import Branch
 from maskpipe.shards.manifest import Manifest, Source
 from maskpipe.shards.rows import Rows
-from maskpipe.shards.writer import _lay_out, create_directory, publish, write_rows
+from maskpipe.shards.writer import _lay_out, publish, write_rows
 from tests.made_datasets import chats, publish_documents
 
 torch = pytest.importorskip("torch")
@@ -75,7 +75,7 @@ def publish_pairs(out: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool) -
     pairs, branches, parents = np.array(facts).T
     columns.facts["pair"], columns.facts["branch"], columns.facts["parent"] = pairs, branches, parents
     recipe = Recipe(sequence_length=LENGTH)
-    create_directory(out)
+    out.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(rows_module, "check", lambda *_a, **_k: None)
         rows = (with_first_tokens(rows) for rows in _lay_out(columns, pieces, LENGTH, 7))

@@ -348,7 +348,7 @@ class Batch:
         seen = (seen & causal)[:, None]
         if dtype is None:
             return seen
-        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+        return torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def block_mask(self, block_size: int = 128) -> Any:
         """The same for torch's FlexAttention: a BlockMask of [B, 1, L, L]."""

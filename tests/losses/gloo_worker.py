@@ -1,19 +1,34 @@
 """One of four ranks: its share of a batch, its gradients, against those of the whole batch on one rank.
 
-python gloo_worker.py RANK WORLD INIT_FILE        prints one line of JSON: case -> largest relative error
+python gloo_worker.py RANK WORLD INIT_FILE DATA        prints one line of JSON: case -> largest relative error
+
+DATA holds two datasets of pairs, separate and shared.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.parallel import DistributedDataParallel
 
-from maskpipe.losses import LossPlan, global_denominator, kto_kl, linear_cross_entropy
+from maskpipe.data import Batch, Loader
+from maskpipe.losses import (
+    LossPlan,
+    PairLogps,
+    document_logps,
+    global_denominator,
+    kto_kl,
+    linear_cross_entropy,
+    pair_loss,
+)
 from tests.losses.made import made
 
 ROWS = 8
@@ -36,7 +51,57 @@ def gradients(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
 
 
-def main(rank: int, world: int, file: str) -> None:
+class Language(torch.nn.Module):
+    """One layer of attention; the loss of a batch: that of its tokens, and DPO's and SimPO's of its pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.places = torch.nn.Embedding(1000, 16), torch.nn.Embedding(64, 16)
+        self.mix, self.head = torch.nn.Linear(16, 48), torch.nn.Linear(16, 1000)
+
+    def forward(self, batch: Batch, chunk: int) -> Tensor:
+        x = self.tokens(batch.input_ids) + self.places(batch.position_ids)
+        q, k, v = self.mix(x)[:, None].chunk(3, -1)
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=batch.attention_mask_4d())
+        hidden, head = (x + seen[:, 0]).tanh(), (self.head.weight, LossPlan.from_batch(batch))
+        tokens = linear_cross_entropy(hidden, *head, bias=self.head.bias, chunk=chunk).loss
+        policy = document_logps(hidden, *head, bias=self.head.bias, chunk=chunk).pairs
+        none = torch.zeros_like(policy.chosen)
+        reference = PairLogps(none, none, policy.chosen_length, policy.rejected_length)
+        whole: dict[str, Any] = {"denominator": batch.pair_denominator, "replicas": batch.replicas}
+        dpo = pair_loss("sigmoid", policy, reference, **whole).loss
+        ours: Tensor = tokens + dpo + pair_loss("simpo", policy, beta=2.0, gamma=0.5, **whole).loss
+        return ours
+
+
+def loader_errors(rank: int, world: int, pair: Any, data: Path) -> dict[str, float]:
+    """The same on a loader's batches: what it says of the whole step is enough, nothing is communicated."""
+    out = {}
+    for layout in ("separate", "shared"):
+
+        def batches(layout: str = layout, **more: Any) -> Loader:
+            return Loader(data / layout, global_batch_size=4, shuffle=False, epochs=1, threads=0, **more)
+
+        whole = Language()
+        whole(next(batches(rank=0, world_size=1)), chunk=1000).backward()
+        expected = gradients(whole)
+        for group, size in ((None, world), (pair, 2)):
+            if rank >= size:
+                continue
+            for micro_batches in {1, 4 // size}:
+                model = Language()
+                wrapped = DistributedDataParallel(model, process_group=group)
+                loader = batches(rank=rank, world_size=size, batch_size=4 // size // micro_batches)
+                for k in range(micro_batches):
+                    with wrapped.no_sync() if k + 1 < micro_batches else nullcontext():
+                        wrapped(next(loader), chunk=7).backward()
+                error = (gradients(model) - expected).abs().max() / expected.abs().max()
+                out[f"{layout} pairs from the loader, {size} ranks, {micro_batches} micro-batches"] = float(error)
+    return out
+
+
+def main(rank: int, world: int, file: str, data: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     m = made(21, batch=ROWS, share=0.3)
@@ -78,6 +143,7 @@ def main(rank: int, world: int, file: str) -> None:
                 (wrapped(m.hidden[rows], mine) / micro_batches).backward()
             apart = (gradients(naive) - expected).abs().max() / expected.abs().max()
             errors[f"{name}, {micro_batches} micro-batches, mean of means"] = float(apart)
+    errors |= loader_errors(rank, world, pair, data)
     ratios = torch.arange(float(rank + 1))
     z = kto_kl(ratios, torch.zeros(rank + 1))
     every = torch.cat([torch.arange(float(r + 1)) for r in range(world)]).mean()
@@ -87,4 +153,4 @@ def main(rank: int, world: int, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

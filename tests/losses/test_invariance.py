@@ -18,6 +18,7 @@ from torch import Tensor
 from maskpipe.errors import UsageError
 from maskpipe.losses import LossPlan, cross_entropy, global_denominator, linear_cross_entropy, normalise
 from tests.losses.made import Made, made
+from tests.test_data_pairs import publish_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = [{}, {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0}]
@@ -95,11 +96,15 @@ def test_given_logits_split_the_same_way() -> None:
     assert near(logits.grad, expected)  # type: ignore[arg-type]
 
 
-def test_two_and_four_ranks_give_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_and_four_ranks_give_the_gradient_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of token losses on made rows, and of tokens and pairs together on batches as a loader gives them."""
+    for layout in ("separate", "shared"):
+        publish_pairs(tmp_path / layout, monkeypatch, shared=layout == "shared")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.losses.gloo_worker", str(rank), "4", str(tmp_path / "init")],
+            [sys.executable, "-m", "tests.losses.gloo_worker", str(rank), "4", str(tmp_path / "init"),
+             str(tmp_path)],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(4)
