@@ -57,6 +57,7 @@ class Why(IntEnum):
     SELECTED = 6
     TEXT = 7
     ALL = 8
+    GIVEN = 9
 
     FIRST = 32
     HEADER = 33
@@ -79,6 +80,7 @@ class Why(IntEnum):
     NOT_SAMPLED = 50
     PADDING = 51
     UNKNOWN = 52
+    GIVEN_NONE = 53
 
 
 WORDS = {
@@ -91,6 +93,7 @@ WORDS = {
     Why.SELECTED: "not the assistant's, but selected by train_on",
     Why.TEXT: "text",
     Why.ALL: "every token is trained under this recipe",
+    Why.GIVEN: "the data says so, and nothing else about it",
     Why.FIRST: "first token of a document: nothing predicts it",
     Why.HEADER: "header: supplied by the generation prompt",
     Why.AFTER_STOP: "template text after the turn's end",
@@ -112,6 +115,7 @@ WORDS = {
     Why.NOT_SAMPLED: "assistant text that the model does not write here",
     Why.PADDING: "padding",
     Why.UNKNOWN: "role unknown",
+    Why.GIVEN_NONE: "the data says so, and nothing else about it",
 }
 """The reason of each kind, as a person reads it."""
 

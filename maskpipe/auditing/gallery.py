@@ -1,0 +1,126 @@
+"""Gallery: where a report gets the rows that it shows.
+
+    shortlist of the audit's pass + a way to look at one row ─specimens(findings)─▶ Specimens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from maskpipe.auditing.shortlist import ROWS, Shortlist
+from maskpipe.auditing.specimens import Specimen, of_sequence
+from maskpipe.errors import DatasetError, MaskpipeError
+from maskpipe.findings import Finding
+from maskpipe.policy import Policy
+from maskpipe.recipe import Recipe
+from maskpipe.shards.reader import Dataset, ShardReader
+from maskpipe.tokenizer import Tokenizer
+
+TOKENS = 1 << 18
+"""Tokens shown in all, so that a page stays small: 20 rows of 8,192 fit well."""
+WINDOW = 1 << 16
+"""Tokens shown of one row; of a longer one, those around its first finding."""
+
+Look = Callable[[int, tuple[str, ...], Sequence[Finding]], "Specimen | None"]
+"""A row, why it was chosen and all findings → the row; None when it cannot be had."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows that may be shown, and how."""
+
+    shortlist: Shortlist
+    look: Look
+
+    def specimens(self, findings: Sequence[Finding] = (), limit: int = ROWS) -> tuple[list[Specimen], list[int]]:
+        """(the rows worth reading, those that were worth it and are not here: no room, or not readable)."""
+        chosen = self.shortlist.rows(findings, limit)
+        out: list[Specimen] = []
+        missing: list[int] = []
+        room = TOKENS
+        for row in sorted(chosen, key=lambda row: (not _has_finding(chosen[row], findings), row)):
+            specimen = self.look(row, chosen[row], findings)
+            specimen = specimen if specimen is None else window(specimen)
+            if specimen is None or (len(specimen) > room and out):
+                missing.append(row)
+                continue
+            out.append(specimen)
+            room -= len(specimen)
+        return sorted(out, key=lambda specimen: specimen.row), sorted(missing)
+
+
+def window(specimen: Specimen, tokens: int = WINDOW) -> Specimen:
+    """All of it, or of a longer one `tokens` around its first finding, else its first ones."""
+    if len(specimen) <= tokens:
+        return specimen
+    start = max(0, specimen.marks[0].start - tokens // 4) if specimen.marks else 0
+    return specimen.part(start, start + tokens)
+
+
+def of_dataset(dataset: Dataset, shortlist: Shortlist | None = None) -> Gallery:
+    """Of a dataset of ours. Without the shortlist of a pass over its rows, this makes one, leaving out what is
+    damaged."""
+    manifest = dataset.manifest
+    names = [source.name for source in manifest.sources]
+    policy = Policy.of(Recipe.from_dict(manifest.recipe, where=str(dataset.path)))
+    tokenizers: list[Tokenizer | None] = []
+
+    def look(row: int, chosen: tuple[str, ...], findings: Sequence[Finding]) -> Specimen | None:
+        if not 0 <= row < len(dataset):
+            return None
+        if not tokenizers:
+            tokenizers.append(_tokenizer(dataset))
+        try:
+            sequence = dataset[row]
+        except DatasetError:
+            return None
+        return of_sequence(
+            sequence, row, tokenizer=tokenizers[0], policy=policy, file=_shard_of(dataset, row), sources=names,
+            chosen=chosen, findings=findings,
+        )  # fmt: skip
+
+    return Gallery(shortlist if shortlist is not None else shortlist_of(dataset), look)
+
+
+def shortlist_of(dataset: Dataset) -> Shortlist:
+    """Of every row that can be read."""
+    out, first = Shortlist(dataset.manifest.fingerprint), 0
+    for number, shard in enumerate(dataset.manifest.shards):
+        try:
+            reader = ShardReader(dataset.path, dataset.manifest, number)
+        except DatasetError:
+            first += shard.rows
+            continue
+        at = first
+        for batch in range(reader.n_batches):
+            try:
+                rows = reader.batch(batch)
+            except DatasetError:
+                break
+            out.add_rows(at, rows)
+            at += len(rows)
+        reader.close()
+        first += shard.rows
+    return out
+
+
+def _shard_of(dataset: Dataset, row: int) -> str:
+    last = 0
+    for shard in dataset.manifest.shards:
+        last += shard.rows
+        if row < last:
+            return shard.name
+    return ""
+
+
+def _tokenizer(dataset: Dataset) -> Tokenizer | None:
+    """The one inside; None when it is not there or cannot be read: ids are then shown instead of texts."""
+    try:
+        return Tokenizer.load(dataset.path)
+    except MaskpipeError:
+        return None
+
+
+def _has_finding(reasons: Sequence[str], findings: Sequence[Finding]) -> bool:
+    return any(finding.code in reasons for finding in findings)
