@@ -271,6 +271,9 @@ def audit(
     coverage_only: Annotated[
         bool, Parameter(group=_INPUT, negative=(), help="Show what the manifest says; read and check no row.")
     ] = False,
+    report: Annotated[
+        Path | None, Parameter(group=_INPUT, help="Write an HTML page with plots and a viewer of tokens to this file.")
+    ] = None,
     require: Annotated[
         list[str] | None,
         Parameter(group=_INPUT, negative=(), help="A metric and a number, such as 'loss_share>=0.2'; may be repeated."),
@@ -288,21 +291,28 @@ def audit(
 ) -> int:
     """Check every token of a dataset, and show what it holds. Exit code 1 for findings and requirements that fail.
 
-    maskpipe audit out
+    maskpipe audit out --report report.html
     maskpipe audit out --require 'loss_share>=0.2' --fail-on error
     maskpipe audit theirs --tokenizer ./qwen3 --format json
     """  # fmt: skip
     import maskpipe
     from maskpipe.auditing import terminal
+    from maskpipe.auditing.page import files
     from maskpipe.auditing.report import FAIL_ON
 
     levels = fail_on or [FAIL_ON]
-    report = maskpipe.audit(data, tokenizer=tokenizer, coverage_only=coverage_only, require=require or ())
-    code = report.exit_code(levels)
+    if report is not None:
+        files.refuse(report)
+    found = maskpipe.audit(data, tokenizer=tokenizer, coverage_only=coverage_only, require=require or ())
+    code = found.exit_code(levels)
+    if report is not None:
+        files.write(report, found.html())
     if format == "json":
-        _print(report.to_dict() | {"exit_code": code})
+        _print(found.to_dict() | {"exit_code": code})
     else:
-        terminal.show(report, _stdout())
+        terminal.show(found, _stdout())
+        if report is not None:
+            _print(f"report    {report}")
     return code
 
 

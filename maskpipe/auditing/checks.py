@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskpipe.auditing.coverage import from_manifest
+from maskpipe.auditing.gallery import of_dataset
 from maskpipe.auditing.report import Report
 from maskpipe.errors import DatasetError
 from maskpipe.findings import Finding
@@ -55,4 +56,5 @@ def _report(dataset: Dataset, findings: Iterable[Finding], *, checked: bool = Tr
         findings=tuple(findings),
         coverage=from_manifest(dataset),
         checked=checked,
+        gallery=of_dataset(dataset),
     )

@@ -1,6 +1,6 @@
 """Gallery: where a report gets the rows that it shows.
 
-    shortlist of the audit's pass + a way to look at one row ─specimens(findings)─▶ Specimens
+shortlist of the audit's pass + a way to look at one row ─specimens(findings)─▶ Specimens
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ Look = Callable[[int, tuple[str, ...], Sequence[Finding]], "Specimen | None"]
 class Gallery:
     """Rows that may be shown, and how."""
 
-    shortlist: Shortlist
+    shortlist: Callable[[], Shortlist]
+    """Of the audit's pass, or of one that is made when rows are asked for."""
     look: Look
 
     def specimens(self, findings: Sequence[Finding] = (), limit: int = ROWS) -> tuple[list[Specimen], list[int]]:
         """(the rows worth reading, those that were worth it and are not here: no room, or not readable)."""
-        chosen = self.shortlist.rows(findings, limit)
+        chosen = self.shortlist().rows(findings, limit)
         out: list[Specimen] = []
         missing: list[int] = []
         room = TOKENS
@@ -59,8 +60,8 @@ def window(specimen: Specimen, tokens: int = WINDOW) -> Specimen:
 
 
 def of_dataset(dataset: Dataset, shortlist: Shortlist | None = None) -> Gallery:
-    """Of a dataset of ours. Without the shortlist of a pass over its rows, this makes one, leaving out what is
-    damaged."""
+    """Of a dataset of ours. Without the shortlist of a pass over its rows, one is made when it is needed, leaving out
+    what is damaged."""
     manifest = dataset.manifest
     names = [source.name for source in manifest.sources]
     policy = Policy.of(Recipe.from_dict(manifest.recipe, where=str(dataset.path)))
@@ -80,7 +81,7 @@ def of_dataset(dataset: Dataset, shortlist: Shortlist | None = None) -> Gallery:
             chosen=chosen, findings=findings,
         )  # fmt: skip
 
-    return Gallery(shortlist if shortlist is not None else shortlist_of(dataset), look)
+    return Gallery(lambda: shortlist_of(dataset) if shortlist is None else shortlist, look)
 
 
 def shortlist_of(dataset: Dataset) -> Shortlist:

@@ -5,7 +5,6 @@ to_dict() is a contract: docs/AUDIT.md names every key.
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from maskpipe.findings import Finding, Place
 from maskpipe.rules import LEVELS, RULES, Level, find
 
 if TYPE_CHECKING:
+    from maskpipe.auditing.gallery import Gallery
     from maskpipe.auditing.requirements import Requirement
 
 REPORT_VERSION = 1
@@ -55,6 +55,8 @@ class Report:
     proof: Any = None
     """What the proof against the source established; None without one."""
     requirements: tuple[Met, ...] = ()
+    gallery: Gallery | None = field(default=None, repr=False, compare=False)
+    """Where html() gets rows to show; None: it shows none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "findings", tuple(sorted(self.findings, key=lambda finding: finding.code)))
@@ -116,15 +118,17 @@ class Report:
         lines = [f"{self.name} ({self.kind}): {self.rows:,} rows, {self.tokens:,} tokens; {shown}"]
         return "\n".join([*lines, *(f"{level_of(f):<8}{f}" for f in self.findings)])
 
+    def html(self, *, rows: int = 20) -> str:
+        """The report as one HTML page that needs nothing else, with a viewer of at most `rows` rows worth reading."""
+        from maskpipe.auditing import page
+
+        shown, missing = ([], []) if self.gallery is None else self.gallery.specimens(self.findings, rows)
+        return page.html(self, shown, missing)
+
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{_escaped(level_of(f))}</td><td>{_escaped(f.code)}</td><td>{_escaped(RULES[f.code].name)}</td>"
-            f"<td style='text-align:right'>{f.count:,}</td><td style='text-align:left'>{_escaped(f.text)}</td></tr>"
-            for f in self.findings
-        )
-        head = _escaped(str(self).split("\n")[0])
-        table = f"<table><tr><th>level</th><th>code</th><th>name</th><th>count</th><th>what</th></tr>{rows}</table>"
-        return f"<div><b>{head}</b>{table if rows else '<div>nothing found</div>'}</div>"
+        from maskpipe.auditing import page
+
+        return page.fragment(self)
 
 
 def level_of(finding: Finding) -> Level:
@@ -163,7 +167,3 @@ def _parse_fail_on(words: Sequence[str]) -> tuple[set[str], set[str]]:
                     f"--fail-on {word}: expected error, warning, note, never, or a code such as MP303"
                 ) from None
     return levels, codes
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text, quote=True)

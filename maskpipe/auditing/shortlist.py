@@ -41,8 +41,8 @@ class Shortlist:
     def add(self, row: int, *, tokens: int, loss: int, longest: int = 0, kinds: Iterable[str] = ()) -> None:
         """One row of `tokens` tokens without padding, `loss` of them targets, whose longest document has `longest`.
         `kinds`: in words, what it has that others may not; the first row of each is a candidate."""
-        one = [np.array([value], np.int64) for value in (tokens, loss, longest)]
-        self._add(row, *one, [(kind, 0) for kind in kinds])
+        size, trained, most = (np.array([value], np.int64) for value in (tokens, loss, longest))
+        self._add(row, size, trained, most, [(kind, 0) for kind in kinds])
 
     def add_rows(self, first_row: int, rows: Rows) -> None:
         """Rows of a dataset of ours, from `first_row` on."""

@@ -1,4 +1,4 @@
-"""Specimen: one packed row made ready to look at: every token's text, facts and reason, the documents' borders, findings.
+"""Specimen: one packed row made ready to look at: each token's text, facts and reason, documents, findings.
 
     Sequence of our own ─of_sequence─▶ Specimen ◀─of_arrays─ ids and a loss mask of anybody's
 
@@ -7,6 +7,7 @@ Which rows are worth it, shortlist.py decides; page/ draws them, and a terminal 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -115,7 +116,7 @@ def of_sequence(
     sequence: Row,
     row: int,
     *,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     policy: Policy,
     file: str = "",
     sources: Sequence[str] = (),
@@ -126,7 +127,7 @@ def of_sequence(
     bounds = sequence.cu_seqlens.tolist()
     why = np.full(len(sequence), Why.PADDING, np.uint8)
     documents = []
-    for k, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for k, (start, end) in enumerate(itertools.pairwise(bounds)):
         facts = sequence.documents[k]
         weights = sequence.weights[start:end] if len(sequence.weight_ranges) else None
         document = Document(
@@ -216,7 +217,7 @@ def of_arrays(
 
 
 def marks(findings: Iterable[Finding], row: int, length: int) -> tuple[Mark, ...]:
-    """Where findings speak of tokens of this row, in the order of the row. One that names the row alone marks it all."""
+    """Where findings speak of tokens of this row, in its order. One that names the row alone marks all of it."""
     out = []
     for finding in findings:
         for place in finding.places:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import maskpipe
 from maskpipe.auditing.page import sections
+from maskpipe.auditing.page.files import GENERATOR
 from maskpipe.auditing.page.markup import text
 from maskpipe.auditing.page.twin import to_script, twin
 
@@ -45,7 +45,7 @@ def html(report: Report, specimens: Sequence[Specimen] = (), missing: Sequence[i
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<meta name="generator" content="maskpipe {maskpipe.__version__}">
+<meta name="generator" content="{GENERATOR}">
 <title>{text(report.name)}: audit</title>
 <style>{style}</style>
 </head>
@@ -55,8 +55,8 @@ def html(report: Report, specimens: Sequence[Specimen] = (), missing: Sequence[i
 <main>
 {sections.summary(report)}
 {sections.findings(report, specimens)}
-{sections.coverage(report)}
 {sections.tokens(report, specimens, missing)}
+{sections.coverage(report)}
 </main>
 {sections.footer(report)}
 <script type="application/json" id="specimens">{data}</script>

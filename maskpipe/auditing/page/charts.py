@@ -47,7 +47,8 @@ def histogram(
             h = max(1.0, height * n / top)
             out.append(
                 f'<rect class="bar" x="{_n(_LEFT + k * step + 0.5)}" y="{_n(_TOP + height - h)}" '
-                f'width="{_n(max(0.6, step - 1))}" height="{_n(h)}"><title>{text(name)}: {n:,} {text(what)}</title></rect>'
+                f'width="{_n(max(0.6, step - 1))}" height="{_n(h)}">'
+                f"<title>{text(name)}: {n:,} {text(what)}</title></rect>"
             )
     out.append(f'<line class="axis" x1="{_LEFT}" x2="{_LEFT + width}" y1="{_TOP + height}" y2="{_TOP + height}"/>')
     for place, label in ticks:
@@ -66,9 +67,7 @@ def histogram(
     return _svg(out, HEIGHT, f"histogram of {total:,} {what}")
 
 
-def columns(
-    names: Sequence[str], wholes: Sequence[float], parts: Sequence[float], *, what: str, axis: str = ""
-) -> str:
+def columns(names: Sequence[str], wholes: Sequence[float], parts: Sequence[float], *, what: str, axis: str = "") -> str:
     """Pale columns of `wholes` with the `parts` of them solid inside."""
     width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
     top = _nice(max(wholes, default=0))
@@ -94,7 +93,7 @@ def columns(
 
 
 def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str) -> str:
-    """Horizontal bars, one line each: (name, class of its colour, whole, part of it that is solid, words at its end)."""
+    """Horizontal bars, one line each: (name, class of its colour, whole, part that is solid, words at its end)."""
     label, words, line = 96, 112, 20
     width = WIDTH - label - words
     top = max([whole for _, _, whole, _, _ in entries], default=0) or 1
@@ -115,16 +114,16 @@ def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str) ->
 
 def gauge(share: float, band: tuple[float, float]) -> str:
     """One line from 0 to 100 % with a band that is usual and a mark where this is."""
-    x = 10 + share * 300
-    lo, hi = (10 + 300 * value for value in band)
+    x, y, width = 4, 10, 212
+    at, lo, hi = (x + width * value for value in (share, *band))
     return (
-        f'<svg class="gauge" viewBox="0 0 320 30" role="img" aria-label="{100 * share:.1f} % of tokens are trained">'
-        '<rect class="pale" x="10" y="8" width="300" height="8" rx="4"/>'
-        f'<rect class="band" x="{_n(lo)}" y="8" width="{_n(hi - lo)}" height="8"/>'
-        f'<rect class="bar" x="10" y="8" width="{_n(max(0.0, x - 10))}" height="8" rx="4"/>'
-        f'<line class="mark" x1="{_n(x)}" x2="{_n(x)}" y1="3" y2="21"/>'
-        f'<text class="mid soft" x="{_n(lo)}" y="28">{100 * band[0]:.0f}</text>'
-        f'<text class="mid soft" x="{_n(hi)}" y="28">{100 * band[1]:.0f} %</text></svg>'
+        f'<svg class="gauge" viewBox="0 0 220 36" role="img" aria-label="{100 * share:.1f} % of tokens are trained">'
+        f'<rect class="pale" x="{x}" y="{y}" width="{width}" height="9" rx="4"/>'
+        f'<rect class="bar" x="{x}" y="{y}" width="{_n(max(0.0, at - x))}" height="9" rx="4"/>'
+        f'<path class="axis" fill="none" d="M{_n(lo)} {y + 12}v4H{_n(hi)}v-4"/>'
+        f'<line class="mark" x1="{_n(at)}" x2="{_n(at)}" y1="4" y2="{y + 12}"/>'
+        f'<text class="mid soft" x="{_n((lo + hi) / 2)}" y="35">'
+        f"{100 * band[0]:.0f}-{100 * band[1]:.0f} % is usual in SFT</text></svg>"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskpipe.auditing.page import coverage as covering
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 USUAL = (0.3, 0.7)
 """The share of tokens with loss that is said to be typical of SFT; measured ones go from 12 to 96 %."""
 _BADGES = {"error": "✕", "warning": "!", "clean": "✓", "unchecked": "?"}
+_HERE = Path(__file__).parent
 _PLACES = 40
 """Places of a finding that are listed."""
 
@@ -82,7 +84,7 @@ def header(report: Report) -> str:
 def navigation(report: Report) -> str:
     found = len(report.findings)
     return f"""<nav><div><a href="#top">Summary</a><a href="#findings">Findings{f" ({found})" if found else ""}</a>
-<a href="#coverage">Coverage</a><a href="#tokens">Tokens</a>
+<a href="#tokens">Tokens</a><a href="#coverage">Coverage</a>
 <button type="button" id="theme" title="light or dark">◐<span hidden> light or dark</span></button></div></nav>"""
 
 
@@ -93,10 +95,10 @@ def summary(report: Report) -> str:
     if loss is not None:
         share = loss / report.tokens if report.tokens else 0.0
         tiles.append(
-            f'<div class="tile wide"><div><b>{percent(loss, report.tokens)}</b><span>of tokens are trained</span></div>'
+            f'<div class="tile wide"><div><b>{percent(loss, report.tokens)}</b>'
+            f"<span>trained: {loss:,} of {report.tokens:,} tokens</span></div>"
             f"{gauge(share, USUAL)}</div>"
         )
-        tiles.append(_tile(f"{loss:,}", f"trained of {report.tokens:,} tokens"))
     else:
         tiles.append(_tile(f"{report.tokens:,}", "tokens"))
     tiles.append(_tile(f"{report.rows:,}", f"rows of {length:,} tokens" if length else "rows"))
@@ -134,7 +136,8 @@ def _proof(report: Report) -> str:
     values = report.proof.to_dict()
     cells = "".join(_tile(f"{value:,}" if isinstance(value, int) else str(value), name.replace("_", " "))
                     for name, value in values.items() if isinstance(value, int | float | str))  # fmt: skip
-    return f'<h3>Proof against the source: rendered and encoded again, every token compared</h3><div class="tiles">{cells}</div>'
+    title = "Proof against the source: rendered and encoded again, every token compared"
+    return f'<h3>{title}</h3><div class="tiles">{cells}</div>'
 
 
 # -- findings
@@ -145,9 +148,7 @@ def findings(report: Report, specimens: Sequence[Specimen]) -> str:
     if not report.findings:
         words = "None." if report.checked else "Nothing was checked."
         return f'<section id="findings"><h2>Findings</h2><p class="none-found">{words}</p></section>'
-    entries = "".join(
-        _finding(f, shown) for level in LEVELS for f in report.findings if RULES[f.code].level == level
-    )
+    entries = "".join(_finding(f, shown) for level in LEVELS for f in report.findings if RULES[f.code].level == level)
     return f'<section id="findings"><h2>Findings</h2>{entries}</section>'
 
 
@@ -164,10 +165,11 @@ def _finding(finding: Finding, shown: Mapping[int, Specimen]) -> str:
     )
     opened = " open" if rule.level == "error" else ""
     return (
-        f'<details class="finding {rule.level}" id="{rule.code}"{opened}><summary><span class="level">{rule.level}</span> '
+        f'<details class="finding {rule.level}" id="{rule.code}"{opened}><summary>'
+        f'<span class="level">{rule.level}</span> '
         f"<code>{rule.code}</code> {text(rule.name.replace('-', ' '))}: {text(finding.text)}"
         f"{f' ({finding.count:,} ×)' if finding.count != 1 else ''}</summary>"
-        f'{f"<ul class=places>{places}</ul>" if places else ""}<dl>{facts}</dl></details>'
+        f"{f'<ul class=places>{places}</ul>' if places else ''}<dl>{facts}</dl></details>"
     )
 
 
@@ -214,9 +216,7 @@ def coverage(report: Report) -> str:
 
 def tokens(report: Report, specimens: Sequence[Specimen], missing: Sequence[int]) -> str:
     if not specimens:
-        return (
-            '<section id="tokens"><h2>Tokens</h2><p class="none-found">No row is shown: none was read.</p></section>'
-        )
+        return '<section id="tokens"><h2>Tokens</h2><p class="none-found">No row is shown: none was read.</p></section>'
     legend = "".join(
         f'<span data-role="{int(role)}"><span class="swatch r{int(role)}"></span>{role.name.lower()}</span>'
         for role in Role
@@ -240,22 +240,10 @@ def tokens(report: Report, specimens: Sequence[Specimen], missing: Sequence[int]
             ("code", "finding", ""),
         )
     )  # fmt: skip
-    return f"""<section id="tokens"><h2>Tokens</h2>
-<p class="none-found">{text(shown + gone)}.</p>
-<div class="bar-of-tools"><input id="search" type="search" placeholder="Text, or #id of a token" aria-label="Search text or token id">
-{selects}<button type="button" id="reset">Clear</button><span id="found" aria-live="polite"></span></div>
-<div class="bar-of-tools"><button type="button" data-key="p">‹ row</button><button type="button" data-key="n">row ›</button>
-<button type="button" data-key="t">next trained</button><button type="button" data-key="f">next finding</button></div>
-<div id="legend">{legend}<span><span class="sample t r3">underlined</span> trained</span>
-<span><span class="sample p r8">dotted</span> template text</span><span>↵ line break · blank ‥ rest of a character</span></div>
-<details id="keys"><summary>Keys</summary>{keys}<span>with shift: the one before</span></details>
-<noscript><p>The rows of tokens are drawn by the script of this page, which is off. All above is complete without it.</p></noscript>
-<div id="viewer"><ol id="rows"></ol>
-<div><div class="row-head"><b id="row-title"></b> <small id="row-facts"></small><small id="row-file"></small></div>
-<canvas id="map" aria-hidden="true"></canvas>
-<div id="stream" tabindex="0" role="group" aria-label="Tokens of the row"></div></div>
-<aside class="inspector"><button type="button" id="close" aria-label="Close">✕</button><div id="details" aria-live="polite"></div></aside></div>
-<div id="tip" role="status" hidden></div></section>"""
+    out = (_HERE / "viewer.html").read_text(encoding="utf-8")
+    for name, part in (("shown", text(shown + gone)), ("selects", selects), ("legend", legend), ("keys", keys)):
+        out = out.replace(f"<!--{name}-->", part)
+    return out
 
 
 def footer(report: Report) -> str:

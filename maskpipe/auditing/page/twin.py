@@ -23,6 +23,8 @@ from maskpipe.auditing.specimens import Specimen
 from maskpipe.explain import WORDS, Why, visible
 from maskpipe.roles import Flag, Part, Role
 
+Facts = tuple[int, int, int, int]
+"""Role, part, flags, why."""
 LONGEST_TEXT = 400
 """Characters of one token's text that are shown; what is longer says how much is missing."""
 
@@ -32,7 +34,7 @@ def twin(specimens: Sequence[Specimen]) -> dict[str, Any]:
     counted = Counter((int(id), text) for s in specimens for id, text in zip(s.input_ids, s.texts, strict=True))
     symbols = sorted(counted, key=lambda symbol: (-counted[symbol], symbol))
     number = {symbol: k for k, symbol in enumerate(symbols)}
-    facts: dict[tuple[int, int, int, int], int] = {}
+    facts: dict[Facts, int] = {}
     rows = [_row(specimen, number, facts) for specimen in specimens]
     return {
         "roles": {int(role): role.name.lower() for role in Role},
@@ -46,7 +48,9 @@ def twin(specimens: Sequence[Specimen]) -> dict[str, Any]:
     }
 
 
-def _row(s: Specimen, number: dict[tuple[int, str], int], facts: dict[tuple[int, int, int, int], int]) -> dict[str, Any]:
+def _row(
+    s: Specimen, number: dict[tuple[int, str], int], facts: dict[tuple[int, int, int, int], int]
+) -> dict[str, Any]:
     n = len(s)
     columns = np.stack([s.role_ids, s.part_ids, s.flags, s.why], axis=1).astype(np.int64).reshape(n, 4)
     changed = np.any(columns[1:] != columns[:-1], axis=1) | (s.message_ids[1:] != s.message_ids[:-1])
@@ -68,9 +72,7 @@ def _row(s: Specimen, number: dict[tuple[int, str], int], facts: dict[tuple[int,
         "tokens": s.tokens,
         "loss": int(np.count_nonzero(s.loss_mask)),
         "runs": varints(values),
-        "symbols": varints(
-            number[symbol] for symbol in zip(s.input_ids.tolist(), s.texts, strict=True)
-        ),
+        "symbols": varints(number[symbol] for symbol in zip(s.input_ids.tolist(), s.texts, strict=True)),
         "documents": [
             [d.end, visible(d.title), [visible(note) for note in d.notes], _verdicts(d.verdicts)] for d in s.documents
         ],

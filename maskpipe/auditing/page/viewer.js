@@ -188,12 +188,13 @@
   const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "-");
   const near = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) fill(entry.target);
-  }, { rootMargin: "1200px" });
+  }, { root: stream, rootMargin: "1200px" });
 
   function draw() {
     const row = data.rows[present];
     near.disconnect();
     stream.textContent = "";
+    stream.scrollTop = 0;
     hits = asked.text ? matches(row) : [];
     const pass = filtering() ? passing(row) : null;
     stream.classList.toggle("filtered", pass !== null);
@@ -385,14 +386,28 @@
     const token = tokenElement(position);
     if (token) {
       token.classList.add("on");
-      if (scroll) token.scrollIntoView({ block: "center", inline: "nearest" });
-    } else if (scroll) {
-      stream.scrollIntoView();
+      if (scroll) bring(token);
     }
     inspect(position);
     drawMap();
     const hash = `#row-${row.row}:${position + row.first}`;
     if (location.hash !== hash) try { history.replaceState(null, "", hash); } catch { /* not in a frame of a notebook */ }
+  }
+
+  /* Into the middle of the stream, or above what covers its lower half on a phone; and the stream onto the screen. */
+  function bring(token) {
+    const sheet = getComputedStyle(details.parentElement).position === "fixed";
+    for (let round = 0; round < 2; round++) { // what comes near is drawn and may move it
+      const view = stream.getBoundingClientRect();
+      stream.scrollTop += token.getBoundingClientRect().top - view.top - (sheet ? 60 : view.height / 2);
+      for (const piece of stream.querySelectorAll(".chunk")) {
+        const box = piece.getBoundingClientRect();
+        if (box.bottom > view.top && box.top < view.bottom) fill(piece);
+      }
+    }
+    const box = stream.getBoundingClientRect();
+    if (sheet) stream.scrollIntoView({ block: "start" });
+    else if (box.top < 50 || box.bottom > innerHeight) $("viewer").scrollIntoView({ block: "start" });
   }
 
   function open(index, position = -1, options = {}) {
@@ -425,7 +440,7 @@
       const button = node("button"), item = node("li"), strip = node("canvas");
       button.type = "button";
       button.append(node("b", "", row.title), node("small", "share", percent(row.loss, row.tokens)), strip,
-        node("small", "", row.chosen.join(", ")), node("small", "found"));
+        node("small", "reasons", row.chosen.join(", ")), node("small", "found"));
       if (row.marks.length) button.querySelector("b").append(node("em", "", ` ${row.marks.length} ⚑`));
       button.onclick = () => open(k);
       list.appendChild(item).appendChild(button);
@@ -587,7 +602,7 @@
     if (chosen < 0) inspect(token.position);
   });
   stream.addEventListener("mouseleave", () => { tip.hidden = true; });
-  window.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  window.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true, capture: true });
   stream.addEventListener("click", (event) => {
     const token = event.target.closest("i");
     if (token) choose(token.position, { scroll: false });
@@ -611,10 +626,10 @@
   window.addEventListener("beforeprint", () => stream.querySelectorAll(".chunk").forEach(fill));
 
   if (data.rows.length) {
+    root.classList.add("ready");
     fillFilters();
     makeList();
     if (!readHash()) open(0);
     drawStrips();
-    root.classList.add("ready");
   }
 })();
