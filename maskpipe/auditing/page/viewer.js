@@ -497,7 +497,7 @@
   const kinds = {
     finding: (row) => (asked.code ? row.marks.filter((mark) => mark.code === asked.code) : row.marks),
     trained: (row) => row.trained,
-    document: (row) => [0, ...row.ends].filter((start) => start < row.n).map((start) => ({ start })),
+    document: (row) => [0, ...row.ends.slice(0, -1)].filter((start) => start < row.n).map((start) => ({ start })),
     match: (row) => (asked.text ? matches(row) : filtering() ? passing(row) : []),
   };
 
