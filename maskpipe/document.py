@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe.roles import Flag, Verdict
+from maskpipe.roles import Branch, Flag, Verdict
 
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
@@ -35,7 +35,17 @@ class Document:
     """In a split document the message index of the only trainable turn, else -1."""
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     """What was established about each assistant turn of the conversation (message index → verdict); in a split document
-    the entry of `turn` is about this document, the others are about the whole conversation's text."""
+    the entry of `turn` is about this document, the others are about the whole conversation's text. In preference data
+    only the turns behind the prompt are here, so no policy can train the prompt."""
+    pair: int | None = None
+    """Number of the preference pair; None exactly where `branch` is NONE."""
+    branch: Branch = Branch.NONE
+    parent: int | None = None
+    """How many documents before this branch its prompt stands, where both branches of the pair share it."""
+    score: float | None = None
+    """What the data says of this answer; finite."""
+    label: bool | None = None
+    """Is this answer wanted? Where it has no rival."""
 
     @property
     def sampled(self) -> UInt8:

@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from maskpipe import _core
 from maskpipe.backends import Backend, Fastokens, engage
-from maskpipe.chat import Conversation, Text
+from maskpipe.chat import Conversation, Side, Text
 from maskpipe.document import Document
 from maskpipe.errors import RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.policy import Policy, may_train
 from maskpipe.recipe import Recipe
-from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
+from maskpipe.roles import Branch, Flag, Part, Role, Verdict, verdict_name
 from maskpipe.template.lost import Lost, find_lost, is_lost
 from maskpipe.template.render import Trace, Wrapped, end_of_inline_reasoning, wrap
 from maskpipe.template.sampled import Turn
@@ -121,6 +121,11 @@ class Begun:
     drafts: list[_Draft] = field(default_factory=list)
 
     @property
+    def side(self) -> Side | None:
+        """What it is in preference data."""
+        return self.record.side if isinstance(self.record, Conversation) else None
+
+    @property
     def texts(self) -> list[str]:
         """What of it goes to the tokenizer; nothing where it is refused already."""
         return [draft.text for draft in self.drafts]
@@ -135,8 +140,6 @@ class Encoder:
     """Encodes records of one tokenizer and one recipe. TemplateError or UsageError when they do not go together."""
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
-        if recipe.objective == "preference":
-            raise UsageError("objective 'preference' is not available yet; use 'sft' or 'pretrain'")
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.policy = Policy.of(recipe)
@@ -221,7 +224,10 @@ class Encoder:
                     documents = self._text_document(begun.record, begun.drafts[0], own[0], out)
                 else:
                     documents = self._chat_documents(begun.chat, begun.drafts, own, out)
-                out.documents = fit_lengths(documents, self.recipe, out)
+                if begun.side is not None and begun.side.branch is not Branch.NONE:
+                    out.documents = documents  # both sides of a pair are fitted together (pairs.py)
+                else:
+                    out.documents = fit_lengths(documents, self.recipe, out)
             except RecordError as error:
                 out.refused = error
         return [begun.out for begun in records]
@@ -313,9 +319,10 @@ class Encoder:
         beside them the turns that the recipe wants and that come to nothing, and why the first of these does."""
         if self.policy.trains_everything or not self.policy.trains_turns:
             return [_View(whole, turns, -1, frozenset())], [], ""
-        wanted = self.policy.chosen_turns([turn.message for turn in turns])
+        answers = [turn for turn in turns if turn.message >= _prompt_size(record)]
+        wanted = self.policy.chosen_turns([turn.message for turn in answers])
         wanted -= {index for index, weight in enumerate(record.weights) if weight == 0}
-        apart = [turn for turn in turns if not may_train(turn.verdict, self.policy)]
+        apart = [turn for turn in answers if not may_train(turn.verdict, self.policy)]
         if self.recipe.on_history_rewrite == "last" and apart:
             wanted &= {turns[-1].message}
         views = []
@@ -379,10 +386,10 @@ class Encoder:
         counts["tokens"] += len(encoding.input_ids)
         counts["straddling_tokens"] += facts.straddling
         counts["straddling_parts"] += facts.straddling_parts
-        verdicts = {turn.message: turn.verdict for turn in chat.turns}
-        for turn in view.turns:
-            verdicts[turn.message] = turn.verdict
+        first = _prompt_size(chat.record)
+        verdicts = {turn.message: turn.verdict for turn in (*chat.turns, *view.turns) if turn.message >= first}
         weights = _weights(chat.record, facts.messages)
+        side = chat.record.side
         marks = self.policy.mark(facts.roles, facts.parts, facts.flags, facts.messages, weights, view.own, verdicts)
         return Document(
             input_ids=encoding.input_ids,
@@ -395,6 +402,8 @@ class Encoder:
             row=chat.record.row,
             turn=view.own,
             verdicts=verdicts,
+            score=None if side is None else side.score,
+            label=None if side is None else side.label,
         )
 
     def _allowed(self, roles: npt.NDArray[np.uint8]) -> list[frozenset[str]] | None:
@@ -448,6 +457,11 @@ class Encoder:
             row=record.row,
         )
         return [with_loss(document, self.policy)]
+
+
+def _prompt_size(record: Conversation) -> int:
+    """Messages whose turns are not trained: those of the prompt, in preference data."""
+    return 0 if record.side is None else record.side.prompt
 
 
 MAX_OUTPUT = 1 << 20
@@ -561,13 +575,13 @@ def _fit(documents: list[Document], recipe: Recipe, out: Encoded) -> list[Docume
             )
         elif recipe.on_too_long == "split" and _is_text(document):
             out.counts["documents_split"] += 1
-            kept += [_slice(document, start, start + limit) for start in range(0, size, limit)]
+            kept += [slice_document(document, start, start + limit) for start in range(0, size, limit)]
         else:
             fits = _whole_turns(document, limit) if recipe.on_too_long == "truncate" else 0
             if fits:
                 out.counts["documents_truncated"] += 1
                 out.counts["tokens_truncated"] += size - fits
-                kept.append(_slice(document, 0, fits))
+                kept.append(slice_document(document, 0, fits))
             else:
                 out.counts["tokens_dropped_too_long"] += size
                 out.dropped.append((document.turn, "too_long"))
@@ -592,7 +606,7 @@ def _trainable(documents: list[Document], out: Encoded) -> list[Document]:
     return kept
 
 
-def _slice(document: Document, start: int, stop: int) -> Document:
+def slice_document(document: Document, start: int, stop: int) -> Document:
     """Tokens start..stop as a document of their own; its first token is no target."""
     flags = document.flags[start:stop].copy()
     flags[:1] &= np.uint8(0xFF ^ Flag.LOSS)

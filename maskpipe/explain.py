@@ -78,6 +78,7 @@ class Why(IntEnum):
     NOT_CHOSEN = 48
     NOT_SELECTED = 49
     NOT_SAMPLED = 50
+    PROMPT = 53
     PADDING = 51
     UNKNOWN = 52
     GIVEN_NONE = 53
@@ -113,6 +114,7 @@ WORDS = {
     Why.NOT_CHOSEN: "turn not chosen by train_on",
     Why.NOT_SELECTED: "not selected by train_on",
     Why.NOT_SAMPLED: "assistant text that the model does not write here",
+    Why.PROMPT: "turn of the prompt, which the answers share",
     Why.PADDING: "padding",
     Why.UNKNOWN: "role unknown",
     Why.GIVEN_NONE: "the data says so, and nothing else about it",
@@ -177,6 +179,9 @@ def _of_turn(document: Document, policy: Policy, message: int, own: npt.NDArray[
     """Why tokens of an assistant turn, those without loss, have none."""
     out = np.full(len(document), Why.NOT_SAMPLED, np.uint8)
     sampled = np.flatnonzero(own & (document.flags & (Flag.SAMPLED | Flag.STRADDLES) > 0))
+    if message not in document.verdicts and (document.pair is not None or document.label is not None):
+        out[:] = Why.PROMPT
+        return out
     verdict = document.verdicts.get(message, Verdict.REFUSED)
     if document.turn >= 0 and message != document.turn:
         out[:] = Why.HISTORY_OF_SPLIT

@@ -4,13 +4,15 @@
     in_share(keys, w)  does their record belong to the share w? A function of the keys, so the same when the data grows
 
 The first 8 bytes are equal where the same is said by the same roles, whatever the shape of the record, its weights,
-tools or ids: they decide the side of a split, so that nothing is trained and validated on. Duplicates are equal in all
+tools or ids: they decide the side of a split, so that nothing is trained and validated on. In preference data they are
+of what stands before the first answer, so that all answers to one question are on one side. Duplicates are equal in all
 16 bytes. The last 8 decide which share of a source is taken, so the two are independent.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 
@@ -26,12 +28,25 @@ SIZE = 16
 UInt64 = npt.NDArray[np.uint64]
 
 
-def key_of(item: Conversation | Text) -> bytes:
-    """The conversation's key. Weights count too, in its second half: they decide what is trained."""
+def key_of(item: Conversation | Text, *others: Conversation | Text) -> bytes:
+    """The key of a conversation, or of a pair of them. Weights count too, in its second half: they decide what is
+    trained; so do scores and labels."""
     if isinstance(item, Text):
         return _digest(item.text) + _digest([item.text])
+    if item.side is not None:
+        answers = [answer for answer in (item, *others) if isinstance(answer, Conversation)]
+        asked = itertools.takewhile(lambda message: message["role"] != "assistant", item.messages)
+        return _digest([_said(message) for message in asked]) + _digest([_everything(answer) for answer in answers])
     everything = [item.messages, item.tools, item.documents, item.chat_template_kwargs, item.weights]
     return _digest([_said(message) for message in item.messages]) + _digest(everything)
+
+
+def _everything(answer: Conversation) -> list[Json]:
+    side = answer.side
+    judged = None if side is None else [side.branch, side.prompt, side.score, side.label]
+    return [
+        answer.messages, answer.tools, answer.documents, answer.chat_template_kwargs, answer.weights, judged
+    ]  # fmt: skip
 
 
 def _said(message: Mapping[str, Json]) -> list[Json]:

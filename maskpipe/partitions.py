@@ -33,6 +33,9 @@ class Stage(NamedTuple):
     lengths: npt.NDArray[np.int32]  # [documents]
     rows: npt.NDArray[np.int32] | None = None
     """[documents] Which ones of the file; None: all."""
+    units: npt.NDArray[np.int32] | None = None
+    """[documents] Numbers of what must stand in one row, such as the documents of a preference pair, which follow each
+    other; None: each document alone."""
 
     def of(self, inside: Int64) -> Int64:
         """These of the documents, as rows of the file."""
@@ -44,31 +47,63 @@ class ShardPlan(NamedTuple):
 
     stages: list[tuple[str, Int64 | None]]
     pieces: Pieces
+    pairs: Int64 | None = None
+    """[documents] The number in the dataset of the unit that each belongs to, where stages have units."""
 
 
 def plan_shards(stages: Sequence[Stage], recipe: Recipe) -> Iterator[ShardPlan]:
     """The shards of a dataset, in order, one partition planned at a time."""
     partitions = _partitions(stages, recipe)
     left: list[tuple[Stage, Int64]] = []
+    left_units: list[Int64] = []
+    n_units = 0
     for partition in partitions:
         lengths = np.concatenate([stage.lengths for stage in partition])
-        pieces = plan(lengths, recipe.sequence_length, recipe.packing)
+        units = _number(partition, n_units)
+        n_units = n_units if units is None else int(units[-1]) + 1
+        pieces = plan_units(lengths, units, recipe)
         if len(partitions) > 1 and recipe.packing in ("best_fit", "first_fit"):
             pieces, documents = _set_apart(pieces, lengths, recipe.sequence_length)
             left += _by_stage(partition, documents)
+            left_units += [] if units is None else [units[documents]]
         whole: list[tuple[str, Int64 | None]] = [
             (stage.name, None if stage.rows is None else stage.rows.astype(np.int64)) for stage in partition
         ]
         for one in _shards_of(pieces, recipe):
-            yield ShardPlan(whole, one)
+            yield ShardPlan(whole, one, units)
     if left:
         lengths = np.concatenate([stage.lengths[rows] for stage, rows in left])
-        pieces = plan(lengths, recipe.sequence_length, recipe.packing)
+        units = np.concatenate(left_units) if left_units else None
+        pieces = plan_units(lengths, units, recipe)
         for one in _shards_of(pieces, recipe):
-            yield _narrowed([(stage.name, stage.of(rows)) for stage, rows in left], one)
+            yield _narrowed([(stage.name, stage.of(rows)) for stage, rows in left], one, units)
 
 
-def _narrowed(stages: list[tuple[str, Int64]], pieces: Pieces) -> ShardPlan:
+def plan_units(lengths: npt.NDArray[np.int32], units: Int64 | None, recipe: Recipe) -> Pieces:
+    """Pieces of all documents, those of one unit together in a row and in order. `units` [documents] are numbers, equal
+    for neighbours that belong together; None: each document is a unit."""
+    if units is None:
+        return plan(lengths, recipe.sequence_length, recipe.packing)
+    begins = np.flatnonzero(np.diff(units, prepend=units[:1] - 1))
+    sizes = np.diff(begins, append=len(units))
+    packed = plan(np.add.reduceat(lengths, begins), recipe.sequence_length, recipe.packing)
+    counts = sizes[packed.documents]
+    stops = np.cumsum(counts)
+    place = np.arange(int(stops[-1])) - np.repeat(stops - counts, counts)  # of each document in its unit
+    documents = np.repeat(begins[packed.documents], counts) + place
+    offsets = np.concatenate(([0], stops))[packed.row_offsets].astype(np.int64)
+    return Pieces(documents.astype(np.int64), np.zeros(len(documents), np.int32), lengths[documents], offsets)
+
+
+def _number(partition: list[Stage], first: int) -> Int64 | None:
+    """[documents] The unit of each document, numbered from `first` on; None where stages have no units."""
+    if partition[0].units is None:
+        return None
+    begins = [np.diff(stage.units, prepend=-1) != 0 for stage in partition if stage.units is not None]
+    return np.cumsum(np.concatenate(begins), dtype=np.int64) - 1 + first
+
+
+def _narrowed(stages: list[tuple[str, Int64]], pieces: Pieces, units: Int64 | None) -> ShardPlan:
     """The shard with those documents only that its pieces name: a shard takes memory for what is in it."""
     used, local = np.unique(pieces.documents, return_inverse=True)
     chosen: list[tuple[str, Int64 | None]] = []
@@ -78,7 +113,8 @@ def _narrowed(stages: list[tuple[str, Int64]], pieces: Pieces) -> ShardPlan:
         if len(inside):
             chosen.append((name, rows[inside]))
         first += len(rows)
-    return ShardPlan(chosen, replace(pieces, documents=local.astype(np.int64)))
+    pieces = replace(pieces, documents=local.astype(np.int64))
+    return ShardPlan(chosen, pieces, None if units is None else units[used])
 
 
 def _partitions(stages: Sequence[Stage], recipe: Recipe) -> list[list[Stage]]:

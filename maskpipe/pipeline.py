@@ -42,9 +42,8 @@ from maskpipe.findings import Finding
 from maskpipe.fit import check_fit
 from maskpipe.guard import Limits
 from maskpipe.keys import are_needed, compared
-from maskpipe.pack import plan
 from maskpipe.partial import JOB, Partial, claim, partial_of, read_job, take_over
-from maskpipe.partitions import Stage, plan_shards
+from maskpipe.partitions import Stage, plan_shards, plan_units
 from maskpipe.pool import Pool, count_workers
 from maskpipe.progress import Seen
 from maskpipe.recipe import Recipe
@@ -254,7 +253,8 @@ def dry_run(
         add_records(encoder, chunk, total, lengths, None, left, proof)
     tally.add_counts(total)
     total.counts.update({f"records_{reason}": n for reason, n in total.left_out.items()})
-    rows = plan(lengths, recipe.sequence_length, recipe.packing).rows if lengths else 0
+    units = total.units.astype(np.int64) if recipe.objective == "preference" else None
+    rows = plan_units(np.array(lengths, np.int32), units, recipe).rows if lengths else 0
     return Trial(
         records=total.records, kept=total.kept, counts=total.counts, documents=len(lengths), tokens=sum(lengths),
         loss_tokens=total.loss_tokens, sequences=rows, runs=total.runs, ended=ended,
@@ -278,7 +278,7 @@ def encoder_of(tokenizer: Tokenizer | str | Path, recipe: Recipe | None = None) 
     """What `prepare` would encode records with. Raises what `prepare` raises before it reads anything."""
     recipe, tokenizer = _resolve(recipe, tokenizer)
     encoder = Encoder(tokenizer, recipe)
-    if recipe.objective == "sft":
+    if recipe.objective != "pretrain":
         _ = encoder.template  # a missing one is said before anything is read
     return encoder
 
@@ -405,7 +405,7 @@ class Tally:
 
     def add(self, task: str, file: str, part: Mapped) -> None:
         self.tasks.append(task)
-        self.stages.append(Stage(file, part.lengths))
+        self.stages.append(Stage(file, part.lengths, None, part.units if len(part.units) else None))
         self.keys.append(ChunkKeys(part.source, part.first_row, part.keys.reshape(-1, 2), part.key_rows))
         self.add_counts(part)
 
@@ -490,7 +490,7 @@ def _select(tally: Tally, partial: Partial, recipe: Recipe, sources: Sources) ->
 
     def documents(number: int) -> ChunkDocuments:
         part = Mapped.from_dict(commit.get(partial.commits, tally.tasks[number])["mapped"])
-        return ChunkDocuments(tally.stages[number].name, part.lengths, part.document_keys)
+        return ChunkDocuments(tally.stages[number].name, part.lengths, part.document_keys, tally.stages[number].units)
 
     tally.selection = Selection(tally.keys, recipe, sources.weights)
     sides = tally.selection.sides(documents)

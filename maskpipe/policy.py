@@ -73,6 +73,13 @@ class Policy:
                 turns = _turn_numbers(word)
             else:
                 selectors.append(_selector(word))
+        if recipe.objective == "preference":
+            other = next((s for s in selectors if s.add and s.role is not Role.ASSISTANT), None)
+            if other is not None:
+                raise UsageError(
+                    "train_on: with objective='preference' only what the assistant says is compared; select assistant "
+                    "or parts of it, such as assistant.content"
+                )
         if not any(selector.add for selector in selectors):
             selectors.insert(0, _Selector(True, Role.ASSISTANT, None))
         return Policy(tuple(selectors), turns, recipe.train_on_empty_reasoning, recipe.on_history_rewrite == "accept")

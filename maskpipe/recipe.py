@@ -33,6 +33,12 @@ class Recipe:
     train_on_empty_reasoning: bool = False
     """Give loss to an empty reasoning block that the template added by itself."""
 
+    pair_layout: Literal["separate", "shared_prompt"] = "separate"
+    """How a pair stands in its row: separate, the prompt before each answer, for any attention; shared_prompt, the
+    prompt once, for attention that lets both answers see it."""
+    ranked_pairs: Literal["best_worst", "all", "adjacent"] = "best_worst"
+    """Which pairs a list of ranked answers makes: the best and the worst; all of unlike rank; neighbours in rank."""
+
     chat_template: str | None = None
     """Text of a Jinja chat template, or the path of one; None takes the tokenizer's own."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -182,6 +188,8 @@ _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("sft", "pretrain", "preference"),
+    "pair_layout": ("separate", "shared_prompt"),
+    "ranked_pairs": ("best_worst", "all", "adjacent"),
     "on_history_rewrite": ("split", "last", "accept", "refuse"),
     "sampled_text": ("template", "verbatim"),
     "on_content_lost": ("refuse", "count"),

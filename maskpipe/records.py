@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +74,9 @@ class Mapped:
     key_rows: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """[conversations] Number of the record in the chunk."""
     document_keys: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[documents] Number of the conversation."""
+    """[documents] Number of the conversation, or of the pair."""
+    units: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[documents] In preference data, number in the chunk of what must stand in one row: a pair, or one answer."""
 
     @property
     def entry(self) -> ChunkEntry:
@@ -104,7 +106,7 @@ class Mapped:
         )
 
 
-_ARRAYS = ("lengths", "keys", "key_rows", "document_keys")
+_ARRAYS = ("lengths", "keys", "key_rows", "document_keys", "units")
 
 
 def new_batch(size: int = 0) -> Mapped:
@@ -168,15 +170,17 @@ def add_records(
     documents: list[Document] = []
     keyed = are_needed(encoder.recipe)
     keys, key_rows, document_keys = bytearray(), array("i"), array("i")
+    paired, units, n_units = encoder.recipe.objective == "preference", array("i"), 0
     held: list[_Held] = []
     held_bytes = 0
     together = proof is None and not guard.one_by_one
 
     def settle() -> None:
         """Adds what becomes of the records held."""
+        nonlocal n_units
         encoded_items = iter(encoder.finish([begun for record in held for begun in record.begun]))
         for row, parsed, own, begun in held:
-            branches = join(parsed, [next(encoded_items) for _ in begun])
+            branches = join(parsed, [next(encoded_items) for _ in begun], encoder.recipe)
             encoded = branches.encoded
             out.counts.update(encoded.counts)
             if encoded.dropped:
@@ -187,6 +191,13 @@ def add_records(
                 _reject(out, chunk, row, RecordError(f"{chunk.place(row)}: {encoded.refused}", encoded.refused.reason))
                 continue
             out.kept += 1
+            if paired:
+                encoded.documents = [
+                    document if document.pair is None else replace(document, pair=n_units + of)
+                    for document, of in zip(encoded.documents, branches.of, strict=True)
+                ]
+                units.extend(n_units + of for of in branches.of)
+                n_units += branches.of[-1] + 1
             if keyed:
                 used = sorted(set(branches.of))
                 place = {number: len(key_rows) + k for k, number in enumerate(used)}
@@ -226,7 +237,7 @@ def add_records(
                 ) from None
             _reject(out, chunk, row, error)
             continue
-        own = [key_of(item) for item in parsed.items] if keyed or chunk.share < 1 else []
+        own = [key_of(*unit) for unit in parsed.units()] if keyed or chunk.share < 1 else []
         if chunk.share < 1 and not in_share(own, chunk.share):
             out.left_out["not_selected"] += 1
             continue
@@ -252,6 +263,7 @@ def add_records(
         out.records += chunk.count - chunk.take
         out.left_out["beyond_cap"] += chunk.count - chunk.take
     out.keys = as_numbers(bytes(keys)).reshape(-1)
+    out.units = np.array(units, np.int32)
     out.key_rows, out.document_keys = np.array(key_rows, np.int32), np.array(document_keys, np.int32)
     out.counts.update(chunk.counts)
 

@@ -76,6 +76,16 @@ class Verdict(IntFlag):
     """Provenance or the sampled rule could not be established: no loss."""
 
 
+class Branch(IntEnum):
+    """What a document is in preference data."""
+
+    NONE = 0
+    """In no pair: a chat, a text, or an answer that has a label of its own."""
+    PROMPT = 1
+    CHOSEN = 2
+    REJECTED = 3
+
+
 ROLE_NAMES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,

@@ -49,6 +49,7 @@ class ChunkDocuments(NamedTuple):
     file: str
     lengths: Int32  # [documents]
     conversations: Int32  # [documents] index into ChunkKeys
+    units: Int32 | None = None  # [documents] as in Stage
 
 
 @dataclass
@@ -115,12 +116,14 @@ class Selection:
                 other = int(made.lengths[fresh[made.conversations] & ~of].sum())
                 counts = Counter({TOKENS_DUPLICATE: gone, TOKENS_OTHER_SIDE: other})
                 counts["conversations_duplicate"] = int((~fresh).sum())
-                side.stages.append(Stage(made.file, lengths, None if of.all() else rows))
+                units = None if made.units is None else made.units[rows]
+                side.stages.append(Stage(made.file, lengths, None if of.all() else rows, units))
                 if side.name != VALIDATION:
                     times = self._times(chunk.source, here)[made.conversations][rows]
                     for turn in range(1, int(times.max(initial=1))):
                         again = times > turn
-                        repeats.setdefault(turn, []).append(Stage(made.file, lengths[again], rows[again]))
+                        repeated = None if units is None else units[again]
+                        repeats.setdefault(turn, []).append(Stage(made.file, lengths[again], rows[again], repeated))
                         counts[TOKENS_REPEATED] += int(lengths[again].sum())
                         counts["documents_repeated"] += int(again.sum())
                 side.counts.append(counts)

@@ -24,6 +24,7 @@ from maskpipe.fit import check_fit
 from maskpipe.guard import Guard, Limits
 from maskpipe.partitions import ShardPlan
 from maskpipe.records import map_chunk, sample_texts
+from maskpipe.shards.documents import with_pairs
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.rows import plain_array
 from maskpipe.shards.writer import write_shard
@@ -79,6 +80,8 @@ def write_task(
     pieces = shard.pieces
     arrays = (pieces.documents, pieces.starts, pieces.stops, pieces.row_offsets)
     decided = repr(sorted(settings.items()))
+    if shard.pairs is not None:
+        stages.append(shard.pairs.tobytes())
     name = commit.identify(job, "write", folder, number, decided, *stages, *(array.tobytes() for array in arrays))
     return WriteTask(name, str(directory), folder, number, shard, settings)
 
@@ -155,7 +158,7 @@ def run_write(encoder: Encoder, task: WriteTask, guard: Guard) -> str:
         with pa.memory_map(str(partial / "stage" / name)) as file:
             table = pa.ipc.open_file(file).read_all()
         tables.append(table if rows is None else table.take(plain_array(rows)))
-    folder, documents = partial / task.folder, pa.concat_tables(tables)
+    folder, documents = partial / task.folder, with_pairs(pa.concat_tables(tables), task.shard.pairs)
     record = write_shard(folder, task.number, documents, task.shard.pieces, **task.settings)
     commit.commit(partial / "commits", task.name, record.to_dict())
     return task.name

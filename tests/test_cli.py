@@ -138,7 +138,7 @@ def test_no_arguments_shows_help_and_version_is_said(run: Any) -> None:
         (["prepare", "a", "b", "--tokenizer", "/no/such/tokenizer"], "/no/such/tokenizer: no such file"),
         (["prepare", "/no/a.jsonl", "/no/b", "--tokenizer", TOKENIZER], "/no/a.jsonl: no such file"),
         (["prepare", CHATS, "/no/b", "--tokenizer", TOKENIZER, "--chat-template", "/no/t.jinja"], "/no/t.jinja"),
-        (["prepare", CHATS, "b", "--tokenizer", TOKENIZER, "--objective", "preference"], "not available yet"),
+        (["prepare", CHATS, "b", "--tokenizer", TOKENIZER, "--objective", "preference"], "which answer is preferred"),
         (["prepare", CHATS, "b", "--tokenizer", TOKENIZER, "--workers", "-1"], "workers must be at least 1"),
         (["explain", CHATS, "--row", "78", "--tokenizer", TOKENIZER], "it has 78"),
         (["explain", CHATS, "--row", "x", "--tokenizer", TOKENIZER], "--row"),

@@ -25,6 +25,7 @@ LAYERS = [
         "explain",
         "leftovers",
         "branches",
+        "pairs",
         "keys",
         "records",
         "selection",

@@ -34,7 +34,7 @@ Only other spellings of the same thing are renamed: each file says which. Whatev
 a reason; nothing is guessed, and nothing is left out without being counted.
 """
 
-from maskpipe.chat.conversation import Conversation, Json, Read, Text
+from maskpipe.chat.conversation import Conversation, Json, Read, Side, Text
 from maskpipe.chat.reading import read_all, read_record
 
-__all__ = ["Conversation", "Json", "Read", "Text", "read_all", "read_record"]
+__all__ = ["Conversation", "Json", "Read", "Side", "Text", "read_all", "read_record"]

@@ -23,13 +23,20 @@ PAIR_COLUMNS = (
     ("preferred_output", "non_preferred_output"),
     ("response_j", "response_k"),
 )
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_reward", "rejected_reward"),
+)
 IGNORE = "ignore"
 """The name to which a column is mapped to take it away."""
 KNOWN_COLUMNS = (
     *CHAT_COLUMNS, "tree", "prompt", *COMPLETION_COLUMNS, *COMPLETIONS_COLUMNS, "instruction", "output",
     *INPUT_COLUMNS, "history", "question", "answer", "answer_generation", "text", "tools", "functions", "documents",
     "chat_template_kwargs", *SYSTEM_COLUMNS, *MEDIA_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair),
-    "label", IGNORE,
+    "label", "kto_tag", *(name for pair in SCORE_COLUMNS for name in pair), "margin", IGNORE,
 )  # fmt: skip
 
 

@@ -7,9 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maskpipe.errors import RecordError
+from maskpipe.roles import Branch
 from maskpipe.strict_json import Path
 
 Json = Any  # None, bool, int, float, str, list of Json or dict of str to Json
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a conversation is in preference data: one of two answers to a prompt, or an answer with a label."""
+
+    prompt: int
+    """Messages [0, prompt) are the prompt; what follows is the answer, and begins with an assistant turn."""
+    branch: Branch = Branch.NONE
+    """CHOSEN or REJECTED in a pair, whose other conversation begins with the same prompt; NONE with a label."""
+    score: float | None = None
+    """What the data says of this answer. Of a pair with a margin alone, the chosen one has it and the other one 0."""
+    label: bool | None = None
+    """Is this answer wanted? Only where it has no rival."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,8 @@ class Conversation:
     """Index of the source, in the order given."""
     row: int = 0
     """0-based record number in its source."""
+    side: Side | None = None
+    """In preference data."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +63,20 @@ class Read:
     """All that one record holds."""
 
     items: list[Conversation | Text]
-    """At least one. More where a record is a tree or has several completions, in the order of the record."""
+    """At least one. More where a record is a tree or has several completions, in the order of the record. Of a
+    preference pair the chosen conversation, then the rejected one."""
     counts: Counter[str]
     """What was left out on purpose, such as tree_nodes_deleted."""
+
+    def units(self) -> list[list[Conversation | Text]]:
+        """The items by what belongs together: the two of a pair, every other one alone."""
+        out: list[list[Conversation | Text]] = []
+        for item in self.items:
+            if isinstance(item, Conversation) and item.side is not None and item.side.branch is Branch.REJECTED:
+                out[-1].append(item)
+            else:
+                out.append([item])
+        return out
 
 
 MAX_MESSAGES = 10_000
@@ -66,6 +94,7 @@ class Chat:
     """Where the shape itself brings them."""
     counts: dict[str, int] = field(default_factory=dict)
     """What was left out of the record, on its first chat."""
+    side: Side | None = None
 
     def add(self, message: dict[str, Json], path: Path, weight: float | None = None) -> None:
         """RecordError too_many_messages beyond MAX_MESSAGES."""

@@ -43,8 +43,8 @@ def from_prompt(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     completion = None if prompt is None else first(columns, COMPLETION_COLUMNS)
     if prompt is None or completion is None:
         return None
-    before, answer = _prompt(prompt, recipe), _answer(completion, recipe)
-    return [_joined(prompt, before, answer)]
+    before, answer = prompt_of(prompt, recipe), answer_of(completion, recipe)
+    return [joined(prompt, before, answer)]
 
 
 def from_completions(columns: Columns, recipe: Recipe) -> list[Chat] | None:
@@ -56,29 +56,29 @@ def from_completions(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     entries = parsed(answers, "completions")
     if not isinstance(entries, list):
         raise wrong_type(entries, answers.path, "a list of answers")
-    before = _prompt(prompt, recipe)
+    before = prompt_of(prompt, recipe)
     return [
-        _joined(prompt, before, _answer(_one_of(entry, (*answers.path, number), answers), recipe))
+        joined(prompt, before, answer_of(_one_of(entry, (*answers.path, number), answers), recipe))
         for number, entry in enumerate(entries)
     ]
 
 
-def _prompt(column: Column, recipe: Recipe) -> Chat:
+def prompt_of(column: Column, recipe: Recipe) -> Chat:
     if isinstance(column.value, list | dict):
         return read_messages(column, recipe)
     text = as_string(column, "the user's text")
     if transcripts.is_prompt(text, recipe):
         return transcripts.read_transcript(text, column.path, recipe, prompt=True)
-    return _said("user", text, column.path)
+    return said("user", text, column.path)
 
 
-def _answer(column: Column, recipe: Recipe) -> Chat:
+def answer_of(column: Column, recipe: Recipe) -> Chat:
     if isinstance(column.value, list | dict):
         return read_messages(column, recipe)
-    return _said("assistant", as_string(column, "the assistant's text"), column.path)
+    return said("assistant", as_string(column, "the assistant's text"), column.path)
 
 
-def _joined(prompt: Column, before: Chat, answer: Chat) -> Chat:
+def joined(prompt: Column, before: Chat, answer: Chat) -> Chat:
     """Behind `Assistant:` one space belongs to the name, as in any transcript."""
     text = answer.messages[0].get("content") if answer.messages else None
     if isinstance(prompt.value, str) and prompt.value.endswith("\n\nAssistant:") and isinstance(text, str):
@@ -115,6 +115,14 @@ def from_alpaca(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     output = None if instruction is None else first(columns, OUTPUT_COLUMNS)
     if instruction is None or output is None:
         return None
+    chat = with_input(columns, recipe)
+    chat.add({"role": "assistant", "content": as_string(output, "the output")}, output.path)
+    return [chat]
+
+
+def with_input(columns: Columns, recipe: Recipe) -> Chat:
+    """The prompt that `instruction`, `input` and `history` are."""
+    instruction = columns["instruction"]
     chat = Chat()
     history = columns.get("history")
     if history is not None:
@@ -131,8 +139,7 @@ def from_alpaca(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     if extra is not None and as_string(extra, "the input"):
         question += "\n" + extra.value
     chat.add({"role": "user", "content": question}, instruction.path)
-    chat.add({"role": "assistant", "content": as_string(output, "the output")}, output.path)
-    return [chat]
+    return chat
 
 
 def from_question(columns: Columns, recipe: Recipe) -> list[Chat] | None:
@@ -145,10 +152,10 @@ def from_question(columns: Columns, recipe: Recipe) -> list[Chat] | None:
     expected = {"question", "answer", *SYSTEM_COLUMNS, *QUESTION_EXTRAS}
     if not (question.mapped or answer.mapped) and any(name not in expected for name in columns):
         return None
-    return [_said("user", question.value, question.path).then(_said("assistant", answer.value, answer.path))]
+    return [said("user", question.value, question.path).then(said("assistant", answer.value, answer.path))]
 
 
-def _said(role: str, text: str, path: Path) -> Chat:
+def said(role: str, text: str, path: Path) -> Chat:
     chat = Chat()
     chat.add({"role": role, "content": text}, path)
     return chat

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
-from maskpipe.chat import anthropic, prompts, tool_traces, transcripts, trees
+from maskpipe.chat import anthropic, labelled, pairs, prompts, tool_traces, transcripts, trees
 from maskpipe.chat.beside import kwargs_of, tools_of, with_system
 from maskpipe.chat.columns import (
     CHAT_COLUMNS,
@@ -22,7 +23,7 @@ from maskpipe.chat.columns import (
 )
 from maskpipe.chat.conversation import Chat, Conversation, Json, Read, Text
 from maskpipe.chat.messages import message_keys, read_messages
-from maskpipe.chat.refusals import refuse_label, refuse_media, refuse_pair, unknown_shape
+from maskpipe.chat.refusals import PREFERENCES, refuse_label, refuse_media, refuse_pair, unknown_shape
 from maskpipe.errors import RecordError
 from maskpipe.recipe import Recipe
 from maskpipe.strict_json import json_path
@@ -49,13 +50,17 @@ def read_all(record: Json, recipe: Recipe, *, source: int = 0, row: int = 0) -> 
     objective needs a chat (text_needs_pretrain). UsageError: the recipe maps a column to an unknown name.
     """
     columns = columns_of(record, recipe)
-    refuse_pair(columns, recipe)
-    chats = _chats(record, columns, recipe)
+    if recipe.objective == "preference":
+        chats: list[Chat] | None = _answers(record, columns, recipe)
+    else:
+        refuse_pair(columns, recipe)
+        chats = _chats(record, columns, recipe)
     if chats is None:
         if "text" not in columns:
             raise unknown_shape(record, columns, recipe)
         return Read([_text(columns["text"], recipe, source, row)], Counter())
-    refuse_label(columns)
+    if recipe.objective != "preference":
+        refuse_label(columns)
     refuse_media(columns)
     if not chats or not all(chat.messages for chat in chats):
         raise RecordError("the conversation has no messages", reason="empty_conversation")
@@ -64,6 +69,7 @@ def read_all(record: Json, recipe: Recipe, *, source: int = 0, row: int = 0) -> 
     items: list[Conversation | Text] = []
     for chat in chats:
         whole = with_system(columns, chat)
+        side, more = chat.side, len(whole.messages) - len(chat.messages)
         if chat.counts:
             counts.update(chat.counts)
         items.append(
@@ -76,9 +82,28 @@ def read_all(record: Json, recipe: Recipe, *, source: int = 0, row: int = 0) -> 
                 paths=whole.paths,
                 source=source,
                 row=row,
+                side=side if side is None or not more else replace(side, prompt=side.prompt + more),
             )
         )
     return Read(items, counts)
+
+
+def _answers(record: Json, columns: Columns, recipe: Recipe) -> list[Chat]:
+    """The answers of a record that says which are preferred."""
+    chats = pairs.from_pair(columns, recipe)
+    if chats is not None:
+        return chats
+    label = labelled.label_of(columns)
+    chats = _chats(record, columns, recipe)
+    if chats is None:
+        raise unknown_shape(record, columns, recipe)
+    if label is None:
+        raise RecordError(
+            "the record holds a chat and does not say which answer is preferred, as objective 'preference' needs it: "
+            f"{PREFERENCES}",
+            reason="no_preference",
+        )
+    return [labelled.labelled(chat, label, columns, recipe) for chat in chats]
 
 
 def _text(column: Column, recipe: Recipe, source: int, row: int) -> Text:

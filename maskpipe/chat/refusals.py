@@ -13,6 +13,10 @@ ACCEPTED = (
     "messages: [{role, content}, ...] | conversations: [{from, value}, ...] | prompt + completion(s) | "
     "instruction (+ input) + output | question + answer | a tree of {role, text, replies} | text"
 )
+PREFERENCES = (
+    "chosen + rejected (or another name of the two), with or without a prompt | an answer + label | a prompt with "
+    "ranked completions"
+)
 
 
 def refuse_pair(columns: Columns, recipe: Recipe) -> None:
@@ -21,7 +25,8 @@ def refuse_pair(columns: Columns, recipe: Recipe) -> None:
         if chosen in columns and rejected in columns:
             raise RecordError(
                 f"the record is a preference pair (columns {chosen} and {rejected}), which is not a chat to imitate. "
-                f"To train on the chosen branch as a chat: {_branch_hint(chosen, columns, recipe)}",
+                "Prepare pairs with --objective preference. To train on the chosen branch as a chat: "
+                f"{_branch_hint(chosen, columns, recipe)}",
                 reason="preference_pair",
             )
 
@@ -47,8 +52,8 @@ def refuse_label(columns: Columns) -> None:
     if label is not None and isinstance(label.value, bool):
         raise RecordError(
             f"$.label is {str(label.value).lower()}: the record says whether its answer is wanted (unpaired "
-            "preference), so training on all of them would teach the unwanted ones. Keep the wanted records only, "
-            "and say so with --map label=ignore",
+            "preference), so training on all of them would teach the unwanted ones. Prepare them with --objective "
+            "preference, or keep the wanted records only and say so with --map label=ignore",
             reason="preference_label",
         )
 

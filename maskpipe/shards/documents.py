@@ -19,7 +19,7 @@ import pyarrow as pa
 from maskpipe import _core
 from maskpipe.document import Document, Float32
 from maskpipe.errors import DatasetError, RecordError
-from maskpipe.roles import Verdict
+from maskpipe.roles import Branch, Verdict
 from maskpipe.shards.format import (
     DOCUMENT_DTYPE,
     DOCUMENT_SCHEMA,
@@ -104,8 +104,11 @@ def documents_to_table(documents: Sequence[Document]) -> pa.Table:
     facts = np.zeros(len(documents), DOCUMENT_DTYPE)
     for name, missing in NULLS.items():
         facts[name] = missing
-    for name in ("source", "row", "turn"):
-        facts[name] = np.array([getattr(document, name) for document in documents], DOCUMENT_DTYPE[name])
+    for name in _SCALARS:
+        values = [getattr(document, name) for document in documents]
+        if name in NULLS:
+            values = [NULLS[name] if value is None else value for value in values]
+        facts[name] = np.array(values, DOCUMENT_DTYPE[name])
     columns = {
         "input_ids": list_array(offsets, plain_array(joined("input_ids", np.int32)), large=True),
         "runs": list_array(runs.run_offsets, struct_array(packed, RUN), large=True),
@@ -114,6 +117,16 @@ def documents_to_table(documents: Sequence[Document]) -> pa.Table:
         **{name: column_array(facts[name], DOCUMENT_SCHEMA.field(name)) for name in _SCALARS},
     }
     return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
+
+
+def with_pairs(table: pa.Table, pairs: Int64 | None) -> pa.Table:
+    """The table of DOCUMENT_SCHEMA with these numbers [documents] of pairs, null where the document is in none; None:
+    as it is."""
+    if pairs is None:
+        return table
+    at = table.schema.get_field_index("pair")
+    numbered = np.where(table["pair"].is_null().to_numpy(), NULLS["pair"], pairs)
+    return table.set_column(at, DOCUMENT_SCHEMA.field("pair"), column_array(numbered, DOCUMENT_SCHEMA.field("pair")))
 
 
 def table_of(
@@ -144,10 +157,6 @@ def table_to_documents(table: pa.Table) -> Iterator[Document]:
     _check_schema(table)
     for batch in table.to_batches():
         columns = _columns(batch)
-        if columns.facts["branch"].any():
-            raise DatasetError(
-                "this table holds preference pairs; a Document does not carry them, read its columns instead"
-            )
         lengths = np.diff(columns.id_offsets)
         ends = columns.runs["end"].copy()
         try:
@@ -174,7 +183,20 @@ def table_to_documents(table: pa.Table) -> Iterator[Document]:
                 row=int(columns.facts["row"][d]),
                 turn=int(columns.facts["turn"][d]),
                 verdicts=verdict_map(verdicts),
+                **pair_facts(columns.facts[d]),
             )
+
+
+def pair_facts(facts: Any) -> dict[str, Any]:
+    """The fields of a Document that an entry of DOCUMENT_DTYPE has for preference data."""
+    pair, branch, parent, score, label = (facts[name].item() for name in ("pair", "branch", "parent", "score", "label"))
+    return {
+        "pair": None if pair < 0 else pair,
+        "branch": Branch(branch),
+        "parent": parent or None,
+        "score": None if score != score else score,
+        "label": None if label < 0 else bool(label),
+    }
 
 
 def table_columns(table: pa.Table) -> DocumentColumns:

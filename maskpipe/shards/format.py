@@ -9,11 +9,12 @@ code handles them. Numpy has no null, so what may be null has a sentinel there (
 from __future__ import annotations
 
 import re
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from maskpipe.roles import Branch as Branch
 
 FORMAT_VERSION = (1, 0)
 """(major, minor). Readers refuse an unknown major version; a minor version only adds what a reader may ignore."""
@@ -34,15 +35,6 @@ RECIPE, REJECTS, DROPPED = "recipe.yaml", "rejects.jsonl", "dropped.jsonl"
 CHUNKS = "chunks.jsonl"
 DUPLICATES = "duplicates.jsonl"
 CARD_FILE, RUN_FILE = "README.md", "run.json"
-
-
-class Branch(IntEnum):
-    """What a document is in a preference pair."""
-
-    NONE = 0
-    PROMPT = 1
-    CHOSEN = 2
-    REJECTED = 3
 
 
 RUN_DTYPE = np.dtype([("end", "<i4"), ("role", "u1"), ("part", "u1"), ("flags", "u1"), ("message", "<i4")])

@@ -30,7 +30,7 @@ import xxhash
 from maskpipe.document import Document, Float32, Int32, UInt8
 from maskpipe.errors import DatasetError
 from maskpipe.roles import Flag
-from maskpipe.shards.documents import dense_weights, verdict_map
+from maskpipe.shards.documents import dense_weights, pair_facts, verdict_map
 from maskpipe.shards.format import MANIFEST, MANIFEST_HASH, REGION_SIZE, batch_rows, sequence_schema, shard_metadata
 from maskpipe.shards.manifest import Manifest, Shard, manifest_hash
 from maskpipe.shards.rows import Rows, Structs, check, find_null, from_batch
@@ -162,8 +162,7 @@ class Dataset:
         return (self[index] for index in range(len(self)))
 
     def documents(self) -> Iterator[Document]:
-        """The documents in row order, fragments of cut documents as they are. Pairs are not in Document: see
-        Sequence.documents."""
+        """The documents in row order, fragments of cut documents as they are."""
         for row in self:
             bounds = row.cu_seqlens.tolist()
             for k, (start, end) in enumerate(itertools.pairwise(bounds)):
@@ -179,6 +178,7 @@ class Dataset:
                     row=int(row.documents["row"][k]),
                     turn=int(row.documents["turn"][k]),
                     verdicts=verdict_map(row.verdicts[k]),
+                    **pair_facts(row.documents[k]),
                 )
 
     def verify(self) -> Verified:
