@@ -24,6 +24,7 @@
 #include "reader.h"
 #include "runs.h"
 #include "spans.h"
+#include "turns.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -393,6 +394,41 @@ void bind_loss(py::module_& m) {
       "rule"_a, "roles"_a, "parts"_a, "flags"_a, "messages"_a, "weights"_a, "none"_a, "own"_a, "trainable"_a);
 }
 
+void bind_turns(py::module_& m) {
+  const py::object located_type =
+      named_tuple(m, "Located", "roles marks states bos from_start turns openings beginnings");
+  m.def(
+      "locate_turns",
+      [located_type](const py::object& ids, const py::object& starts, const py::object& ends, const py::object& joints,
+                     const py::object& joint_roles, const py::object& joint_marks, const py::object& joint_offsets,
+                     const py::object& from, const py::object& to, const py::object& needed, const py::object& control,
+                     const py::object& allowed, const py::object& bos, const py::object& empty,
+                     const py::object& empty_offsets) {
+        const auto tokens = view<std::int32_t>(ids, "ids");
+        const auto begins = view<std::int64_t>(starts, "starts"), stops = view<std::int64_t>(ends, "ends");
+        const maskpipe::Joints known{view<std::int32_t>(joints, "joints"),
+                                     view<std::uint8_t>(joint_roles, "joint_roles"),
+                                     view<std::uint8_t>(joint_marks, "joint_marks"),
+                                     view<std::int64_t>(joint_offsets, "joint_offsets"),
+                                     view<std::uint8_t>(from, "from_roles"),
+                                     view<std::uint8_t>(to, "to_roles"),
+                                     view<std::int32_t>(needed, "needed")};
+        const maskpipe::TokenKinds kinds{view<std::uint8_t>(control, "control"),
+                                         view<std::uint16_t>(allowed, "allowed")};
+        const auto blocks = view<std::int32_t>(empty, "empty");
+        const auto block_offsets = view<std::int64_t>(empty_offsets, "empty_offsets");
+        const auto bos_id = static_cast<std::int32_t>(integer(bos, "bos"));
+        maskpipe::Located out = without_gil(
+            [&] { return maskpipe::locate_turns(tokens, begins, stops, known, kinds, bos_id, blocks, block_offsets); });
+        return located_type(to_numpy(std::move(out.roles)), to_numpy(std::move(out.marks)),
+                            to_numpy(std::move(out.states)), to_numpy(std::move(out.bos)),
+                            to_numpy(std::move(out.from_start)), to_numpy(std::move(out.turns)),
+                            to_numpy(std::move(out.openings)), to_numpy(std::move(out.beginnings)));
+      },
+      "ids"_a, "starts"_a, "ends"_a, "joints"_a, "joint_roles"_a, "joint_marks"_a, "joint_offsets"_a, "from_roles"_a,
+      "to_roles"_a, "needed"_a, "control"_a, "allowed"_a, "bos"_a, "empty"_a, "empty_offsets"_a);
+}
+
 void bind_order(py::module_& m) {
   m.def(
       "rows_at",
@@ -616,6 +652,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_align(m);
   bind_spans(m);
   bind_loss(m);
+  bind_turns(m);
   bind_order(m);
   bind_reader(m);
 }

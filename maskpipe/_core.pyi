@@ -208,6 +208,37 @@ class TokenFacts(NamedTuple):
 def token_facts(token_ends: _Int64, spans: SpanTable, cut_before: _Int32) -> TokenFacts:
     """What each token takes from the spans that it touches."""
 
+# csrc/turns.h
+
+class Located(NamedTuple):
+    roles: _UInt8  # [ids]
+    marks: _UInt8  # [ids] bits of Mark
+    states: _UInt8  # [documents]
+    bos: _Int32  # [documents]
+    from_start: _UInt8  # [documents]
+    turns: _Int64  # [4 * turns] document, start, end, stop (-1: none)
+    openings: _Int64
+    beginnings: _Int64
+
+def locate_turns(
+    ids: _Int32,
+    starts: _Int64,
+    ends: _Int64,
+    joints: _Int32,
+    joint_roles: _UInt8,
+    joint_marks: _UInt8,
+    joint_offsets: _Int64,
+    from_roles: _UInt8,
+    to_roles: _UInt8,
+    needed: _Int32,
+    control: _UInt8,
+    allowed: npt.NDArray[np.uint16],
+    bos: SupportsIndex,
+    empty: _Int32,
+    empty_offsets: _Int64,
+) -> Located:
+    """Where the turns of conversations stand in ids, by the joints that a template writes between contents."""
+
 # csrc/loss.h
 
 class LossRule:

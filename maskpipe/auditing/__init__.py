@@ -5,6 +5,7 @@ maskpipe.audit("theirs/", tokenizer="./qwen3")           what another tool prepa
 maskpipe.audit_batches(dataloader, "./qwen3")            what a training loop really gets
 
 checks.py     rows of a dataset of maskpipe ─▶ findings and coverage, in one pass
+foreign/      what other tools prepared, and batches of any training loop
 files.py      bytes, identity and ledger of its directory
 coverage.py   what a dataset holds, from its manifest and from its rows
 report.py     Report: findings, coverage, requirements, exit code     terminal.py   as a person sees it
@@ -52,7 +53,9 @@ def audit(
     wanted = [parse(text) for text in require]
     dataset = checks.opened(path)
     if dataset is None:
-        raise UsageError(f"{path}: no dataset of maskpipe here (no manifest.json)")
+        return _audit_foreign(
+            path, tokenizer, proof=source is not None or proof is not None or coverage_only
+        ).requiring(wanted)
     if tokenizer is not None:
         raise UsageError(f"{path}: has its tokenizer inside; leave out tokenizer")
     if source is not None or proof is not None:
@@ -61,6 +64,33 @@ def audit(
     return report.requiring(wanted)
 
 
-def audit_batches(batches: Iterable[Any], tokenizer: str | Path | Tokenizer) -> Report:
-    """What is wrong with the batches of a training loop, whoever makes them."""
-    raise UsageError("the audit of batches is not available yet")
+def _audit_foreign(path: str | Path | Dataset, tokenizer: str | Path | Tokenizer | None, *, proof: bool) -> Report:
+    from maskpipe.auditing.foreign import audit_foreign
+
+    if not isinstance(path, str | Path):
+        raise UsageError(f"a path is needed, got {type(path).__name__}")
+    if not Path(path).exists():
+        raise UsageError(f"{path}: no such file or directory")
+    if tokenizer is None:
+        raise UsageError(
+            f"{path}: no dataset of maskpipe here (no manifest.json); for data that another tool prepared give its "
+            "tokenizer with --tokenizer"
+        )
+    if proof:
+        raise UsageError(f"{path}: no dataset of maskpipe, so it has no source to prove it by and no manifest to show")
+    return audit_foreign(path, tokenizer)
+
+
+def audit_batches(batches: Iterable[Any], tokenizer: str | Path | Tokenizer, *, limit: int | None = None) -> Report:
+    """What is wrong with the batches of a training loop, whoever makes them; at most `limit` batches are taken.
+
+    batches    dicts, or objects such as BatchEncoding, with input_ids [rows, length] (or [length], or a list of rows)
+               and labels or a loss mask of the same shape; attention_mask, position_ids, cu_seqlens, seq_lengths where
+               the loop has them. Tensors of any library that numpy can read; none is imported.
+    tokenizer  a directory with tokenizer.json, a tokenizer.json, or a hub name. Its chat template says how turns look.
+
+    UsageError when it could not run: no batch came, or what came has no input_ids.
+    """
+    from maskpipe.auditing import foreign
+
+    return foreign.audit_batches(batches, tokenizer, limit=limit)

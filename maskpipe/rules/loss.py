@@ -212,4 +212,15 @@ RULES = (
         "train_on assistant+tool.content",
         ("M32",),
     ),
+    Rule(
+        "MP321",
+        "turns-not-located",
+        "Documents of another tool in which no turn of the chat template was found, or no template to look for.",
+        "Only their structure was checked: borders, labels, padding, vocabulary. Nothing is said of whose tokens have "
+        "loss.",
+        "Give the tokenizer with the chat template that the data was made with. For plain text there is nothing to do.",
+        "note",
+        "the template writes `<|im_start|>`, the data holds `<|start_header_id|>`",
+        ("M19", "M20"),
+    ),
 )
