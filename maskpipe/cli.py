@@ -268,6 +268,18 @@ def audit(
             group=_INPUT, help="Of data that maskpipe did not prepare: a directory, a tokenizer.json, a hub name."
         ),
     ] = None,
+    source: Annotated[
+        list[str] | None,
+        Parameter(group=_INPUT, negative=(), help="What the dataset was prepared from; may be repeated. For --proof."),
+    ] = None,
+    proof: Annotated[
+        str | None,
+        Parameter(
+            group=_INPUT,
+            help="Render and encode 'all' records of --source (the default with it) or N of them again, another way, "
+            "and compare every token.",
+        ),
+    ] = None,
     coverage_only: Annotated[
         bool, Parameter(group=_INPUT, negative=(), help="Show what the manifest says; read and check no row.")
     ] = False,
@@ -293,6 +305,7 @@ def audit(
 
     maskpipe audit out --report report.html
     maskpipe audit out --require 'loss_share>=0.2' --fail-on error
+    maskpipe audit out --source chats.jsonl --proof all
     maskpipe audit theirs --tokenizer ./qwen3 --format json
     """  # fmt: skip
     import maskpipe
@@ -303,7 +316,14 @@ def audit(
     levels = fail_on or [FAIL_ON]
     if report is not None:
         files.refuse(report)
-    found = maskpipe.audit(data, tokenizer=tokenizer, coverage_only=coverage_only, require=require or ())
+    found = maskpipe.audit(
+        data,
+        tokenizer=tokenizer,
+        source=source,
+        proof=_proof(proof),
+        coverage_only=coverage_only,
+        require=require or (),
+    )
     code = found.exit_code(levels)
     if report is not None:
         files.write(report, found.html())

@@ -8,6 +8,8 @@ checks.py     rows of a dataset of maskpipe ─▶ findings and coverage, in one
 foreign/      what other tools prepared, and batches of any training loop
 files.py      bytes, identity and ledger of its directory
 coverage.py   what a dataset holds, from its manifest and from its rows
+proof.py      every token beside what its source says: stored.py finds documents by record, expectation.py makes them anew
+              from plain renders (exchange.py, shown.py, renders.py, rule.py), offsets (ids.py) and the recipe (selection.py)
 report.py     Report: findings, coverage, requirements, exit code     terminal.py   as a person sees it
 """
 
@@ -58,9 +60,17 @@ def audit(
         ).requiring(wanted)
     if tokenizer is not None:
         raise UsageError(f"{path}: has its tokenizer inside; leave out tokenizer")
-    if source is not None or proof is not None:
-        raise UsageError("the proof against the source is not available yet")
+    if source is None and proof is not None:
+        raise UsageError("proof compares the dataset with what it was made from: give that as source")
+    if source is not None and coverage_only:
+        raise UsageError(
+            "coverage_only reads no row, so nothing can be proved: leave out one of coverage_only and source"
+        )
     report = checks.coverage_of(dataset) if coverage_only else checks.audit_dataset(dataset)
+    if source is not None:
+        from maskpipe.auditing.proof import proved
+
+        report = proved(report, dataset, source, -1 if proof is None else proof)
     return report.requiring(wanted)
 
 

@@ -27,6 +27,8 @@ def show(report: Report, console: Console) -> None:
     if report.findings:
         console.print(table)
         console.print(f"maskpipe rule {report.findings[0].code} explains")
+    if report.proof is not None:
+        console.print(f"proof     {report.proof}")
     for met in report.requirements:
         value = "not known" if met.value is None else f"{met.value:g}"
         console.print(f"require   {met.text}: {value}   {'holds' if met.holds else 'does not hold'}")

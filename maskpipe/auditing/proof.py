@@ -1,0 +1,469 @@
+"""The proof: every token of a dataset beside what its source says, by a way that shares nothing with the encoder.
+
+    shards ─stored.py─▶ documents by record ─┐
+    source ─▶ record ─expectation.py─▶ documents as they must be ─┴─▶ differences, as findings with places
+
+Only what is embedded in the dataset (recipe, tokenizer, template) and the source itself are used, so it can be done
+years later. What cannot be proved is counted by reason, never left out in silence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpipe.auditing.exchange import CannotProveError
+from maskpipe.auditing.expectation import Begun, Expectation, Expected
+from maskpipe.auditing.stored import Index, Stored
+from maskpipe.chat import Conversation, Read, read_all
+from maskpipe.derived import listed
+from maskpipe.errors import RecordError, UsageError
+from maskpipe.findings import Finding, Place
+from maskpipe.recipe import Recipe
+from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
+from maskpipe.shards.format import DROPPED
+from maskpipe.shards.manifest import Source
+from maskpipe.shards.reader import Dataset
+from maskpipe.sources import open_sources
+from maskpipe.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from maskpipe.auditing.report import Report
+
+PLACES = 20
+"""Places kept per finding."""
+_TOGETHER = 64
+"""Records whose texts go to the tokenizer together."""
+_BLOCK = 1024
+"""Records whose documents are looked up together."""
+_NOT_LOSS = np.uint8(0xFF ^ Flag.LOSS)
+
+
+@dataclass
+class Proof:
+    """What was proved, what differs, and what could not be proved."""
+
+    records: int = 0
+    """Records that were looked at, of those in the dataset."""
+    documents: int = 0
+    """Documents all of whose tokens are as the source says."""
+    tokens: int = 0
+    """Their tokens."""
+    differ: int = 0
+    """Documents that differ, or are missing."""
+    cannot: dict[str, int] = field(default_factory=dict)
+    """Reason → documents of which nothing can be said."""
+    cannot_tokens: int = 0
+    """Their tokens."""
+    two_readings: int = 0
+    """Tokens, among those proved, whose role and part are one of two that the text allows: data that a template shows
+    in a way which its own text could have too."""
+    refused_turns: int = 0
+    """Turns without loss because the dataset says that they were refused, which the proof took as said."""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        """Documents proved, of those that could be compared; None when none could."""
+        compared = self.documents + self.differ
+        return self.documents / compared if compared else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what `--format json` prints under `proof`. The keys are stable."""
+        return {
+            "records": self.records,
+            "documents_proved": self.documents,
+            "tokens_proved": self.tokens,
+            "documents_that_differ": self.differ,
+            "documents_not_proved": dict(sorted(self.cannot.items())),
+            "tokens_not_proved": self.cannot_tokens,
+            "tokens_with_two_readings": self.two_readings,
+            "turns_refused_as_said": self.refused_turns,
+        }
+
+    def __str__(self) -> str:
+        parts = [f"{self.tokens:,} tokens of {self.documents:,} documents ({self.records:,} records) proved"]
+        if self.differ:
+            parts.append(f"{self.differ:,} documents differ")
+        if self.cannot:
+            parts.append(f"{sum(self.cannot.values()):,} documents cannot be proved")
+        return ", ".join(parts)
+
+
+def prove(dataset: Dataset, source: Any, *, records: int = -1, split: str | None = None) -> Proof:
+    """Compares the documents of `records` records (-1: all; else so many, spread over the dataset by a hash) with what
+    the source says. `source` is what `prepare` was given, or the same files elsewhere.
+
+    UsageError: the source cannot be read, or has other files than the dataset was made from.
+    """
+    return _Prover(dataset, source, split).run(records)
+
+
+def proved(report: Report, dataset: Dataset, source: Any, records: int) -> Report:
+    """The report with the proof against the source in it."""
+    found = prove(dataset, source, records=records)
+    return replace(report, proof=found).with_findings(found.findings)
+
+
+def matched_sources(given: Sequence[str], known: Sequence[Source]) -> list[int]:
+    """Per given source its number in the dataset: by name where names tell them apart, else by their order."""
+    names = [source.name for source in known]
+    if len(set(names)) == len(names) and set(given) <= set(names):
+        return [names.index(name) for name in given]
+    if len(given) == len(names):
+        return list(range(len(names)))
+    raise UsageError(
+        f"the dataset was made from {len(names)} sources ({', '.join(names[:6])}), and {len(given)} are given "
+        f"({', '.join(given[:6])}); give the same files, under the same names or in the same order"
+    )
+
+
+class _Found:
+    """One kind of difference on its way to a Finding."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.count = 0
+        self.places: list[Place] = []
+
+
+class _Prover:
+    def __init__(self, dataset: Dataset, source: Any, split: str | None) -> None:
+        self.dataset, self.recipe = dataset, Recipe.from_dict(dataset.manifest.recipe)
+        source = list(source) if isinstance(source, Iterator) else source
+        self.sources = open_sources(source, self.recipe.replace(source_caps={}, source_weights={}), split=split)
+        self.numbers = matched_sources(self.sources.names, dataset.manifest.sources)
+        self.expectation = Expectation(Tokenizer.load(dataset.path), self.recipe)
+        self.dropped = {(entry["source"], entry["row"], entry["turn"]) for entry in listed(dataset, DROPPED)}
+        self.out = Proof()
+        self.cannot: Counter[str] = Counter()
+        self.found: dict[str, _Found] = {}
+
+    def run(self, records: int) -> Proof:
+        index = Index(self.dataset)
+        try:
+            keys = index.chosen(records)
+            changed = self._changed()
+            given = set(self.numbers) - changed
+            for number in sorted(set((keys >> 40).tolist()) - given):
+                own = keys[keys >> 40 == number]
+                why = "the source changed" if number in changed else "the source is not given"
+                for start in range(0, len(own), _BLOCK):
+                    for documents in index.documents(own[start : start + _BLOCK]).values():
+                        self._cannot(why, documents)
+            self._walk(index, keys[np.isin(keys >> 40, sorted(given))], given)
+        finally:
+            index.close()
+        self.out.cannot = dict(self.cannot)
+        notes = [
+            Finding("MP611", f"documents cannot be proved: {why}", count) for why, count in sorted(self.cannot.items())
+        ]
+        if self.out.refused_turns:
+            said = "turns without loss were refused when the dataset was made, which the proof takes as said"
+            notes.append(Finding("MP611", said, self.out.refused_turns))
+        found = [Finding(code, kind.text, kind.count, tuple(kind.places)) for code, kind in sorted(self.found.items())]
+        self.out.findings = (*found, *notes)
+        return self.out
+
+    # -- the source
+
+    def _changed(self) -> set[int]:
+        """The numbers of the sources whose bytes are not those that were prepared."""
+        for _ in self.sources.chunks():
+            pass
+        out = set()
+        for number, origin in zip(self.numbers, self.sources.origins, strict=True):
+            known = self.dataset.manifest.sources[number]
+            if origin.sha256 != known.sha256:
+                out.add(number)
+                text = f"{known.name} has SHA-256 {origin.sha256[:12]}…, the manifest says {known.sha256[:12]}…"
+                self._add("MP601", text, 1, [Place(source=known.name)])
+        return out
+
+    def _walk(self, index: Index, keys: npt.NDArray[np.int64], given: set[int]) -> None:
+        """Compares the records with these keys, in the order of the source."""
+        held: list[tuple[int, Any]] = []
+        seen: list[int] = []
+        for chunk in self.sources.chunks():
+            number = self.numbers[chunk.source]
+            base = number << 40
+            low, high = np.searchsorted(keys, [base | chunk.first_row, base | (chunk.first_row + chunk.count)])
+            if low == high or number not in given:
+                continue
+            rows = frozenset((keys[low:high] - base).tolist())
+            for row, record in chunk.records(_only(rows)):
+                if row in rows:
+                    held.append((base | row, record))
+                    seen.append(base | row)
+                    if len(held) >= _BLOCK:
+                        self._settle(index, held)
+        self._settle(index, held)
+        absent = np.setdiff1d(keys, np.array(seen, np.int64))
+        for start in range(0, len(absent), _BLOCK):
+            for documents in index.documents(absent[start : start + _BLOCK]).values():
+                for stored in documents:
+                    self._differs("MP602", stored, "documents of records that the source does not have")
+
+    def _settle(self, index: Index, held: list[tuple[int, Any]]) -> None:
+        for start in range(0, len(held), _TOGETHER):
+            part = held[start : start + _TOGETHER]
+            stored = index.documents(np.array([key for key, _ in part], np.int64)) if part else {}
+            self._compare_all([(record, stored[key]) for key, record in part])
+        held.clear()
+
+    # -- records
+
+    def _compare_all(self, records: list[tuple[Any, list[Stored]]]) -> None:
+        begun: list[tuple[Read | None, list[Stored], list[Begun | str]]] = []
+        for record, documents in records:
+            self.out.records += 1
+            begun.append(self._begin(record, documents))
+        waiting = [part for _, _, parts in begun for part in parts if isinstance(part, Begun)]
+        spelled = iter(self.expectation.speller.spell([text for part in waiting for text in part.texts]))
+        tokens = {id(part): [next(spelled) for _ in part.texts] for part in waiting}
+        for read, documents, parts in begun:
+            expected: list[Expected] = []
+            reasons: dict[int, str] = {}
+            for item, part in enumerate(parts):
+                if isinstance(part, Begun):
+                    try:
+                        made = self.expectation.finish(part, tokens[id(part)])
+                        expected += [piece for document in made for piece in self.expectation.fitted(document)]
+                        self.out.refused_turns += len(part.refused)
+                    except CannotProveError as error:
+                        reasons[item] = str(error)
+                else:
+                    reasons[item] = part
+            if read is not None:
+                self._compare(read, documents, expected, reasons)
+
+    def _begin(self, record: Any, documents: list[Stored]) -> tuple[Read | None, list[Stored], list[Begun | str]]:
+        """The conversations of a record, each begun, or the reason why nothing can be proved of it."""
+        whole = [stored for stored in documents if not stored.paired]
+        if len(whole) < len(documents):
+            self._cannot("preference pairs", [stored for stored in documents if stored.paired])
+        try:
+            if isinstance(record, RecordError):
+                raise record
+            read = read_all(record, self.recipe)
+        except RecordError as error:
+            for stored in whole:
+                self._differs("MP602", stored, f"documents of records that cannot be read: {error.reason}")
+            return None, [], []
+        parts: list[Begun | str] = []
+        base = 0
+        for number, item in enumerate(read.items):
+            size = len(item.messages) if isinstance(item, Conversation) else 0
+            refused, silent = _refused(whole, base, size)
+            try:
+                parts.append(self.expectation.begin(number, base, item, refused, silent))
+            except CannotProveError as error:
+                parts.append(str(error))
+            base += size
+        return read, whole, parts
+
+    def _compare(self, read: Read, documents: list[Stored], expected: list[Expected], reasons: dict[int, str]) -> None:
+        """The documents of one record beside those that it must have become."""
+        met: set[int] = set()
+        sizes = [len(item.messages) if isinstance(item, Conversation) else 0 for item in read.items]
+        bases = np.cumsum([0, *sizes])
+        for stored in documents:
+            item = int(np.searchsorted(bases[1:], stored.first_message, "right")) if len(sizes) > 1 else 0
+            fitting = [k for k, e in enumerate(expected) if e.turn == stored.turn and e.item == item]
+            if not fitting:
+                if reasons:
+                    self._cannot(reasons.get(item, next(iter(reasons.values()))), [stored])
+                else:
+                    self._differs("MP602", stored, "documents that their record does not become")
+                continue
+            number = min(fitting, key=lambda k: (_distance(stored, expected[k]), k in met))
+            met.add(number)
+            self._compare_tokens(stored, expected[number])
+        if not documents:
+            return
+        source, record = documents[0].source, documents[0].record
+        for number, document in enumerate(expected):
+            own = document.turn if document.turn >= 0 else -1
+            if number in met or (source, record, own) in self.dropped or document.item in reasons:
+                continue
+            if (source, record, document.base) in self.dropped and len(sizes) > 1:
+                continue
+            if self.expectation.loss(document, document.parts, document.roles).any():
+                place = Place(source=self._name(source), record=record, message=own)
+                self.out.differ += 1
+                self._add("MP603", "documents that their record becomes are not in the dataset", 1, [place])
+
+    # -- tokens
+
+    def _compare_tokens(self, stored: Stored, document: Expected) -> None:
+        if len(stored) != len(document) or _distance(stored, document) > max(4, len(stored) // 2):
+            at = _first_difference(stored, document)
+            self._differs("MP602", stored, "documents that are not the text of their record", at)
+            return
+        second = np.zeros(len(stored), bool)
+        unlike = (stored.roles != document.roles) | (stored.parts != document.parts)
+        unlike |= stored.messages != document.messages
+        if document.shown is not None:
+            for k in np.flatnonzero(unlike).tolist():
+                at = int(document.starts[k])
+                message = int(stored.messages[k]) - (document.base if stored.messages[k] >= 0 else 0)
+                second[k] = document.shown.may_be(at, int(stored.roles[k]), int(stored.parts[k]), message)
+        parts = np.where(second, stored.parts, document.parts)
+        roles = np.where(second, stored.roles, document.roles)
+        mine, theirs = document.flags & _NOT_LOSS, stored.flags & _NOT_LOSS
+        loss = self.expectation.loss(document, parts, roles)
+        loss[[piece.at for piece in stored.pieces]] = False
+        has = stored.flags & np.uint8(Flag.LOSS) > 0
+        ones = np.ones(len(stored), np.float32)
+        weights = [ones if entry.weights is None else entry.weights for entry in (document, stored)]
+        wrong = False
+        kinds: tuple[tuple[str, str, npt.NDArray[np.bool_], Callable[[int], str], Callable[[int], str]], ...] = (
+            ("MP604", "tokens whose id is not the one that the source gives", stored.ids != document.ids,
+             lambda k: f"id {stored.ids[k]}", lambda k: f"id {document.ids[k]}"),
+            ("MP605", "tokens whose role or part is not that of their text",
+             ((stored.roles != document.roles) | (stored.parts != document.parts)) & ~second,
+             lambda k: _role(stored.roles[k], stored.parts[k]), lambda k: _role(document.roles[k], document.parts[k])),
+            ("MP606", "tokens that belong to another message", (stored.messages != document.messages) & ~second,
+             lambda k: f"message {stored.messages[k]}", lambda k: f"message {document.messages[k]}"),
+            ("MP607", "tokens that are sampled and should not be, or not and should", mine != theirs,
+             lambda k: _flags(int(theirs[k])), lambda k: _flags(int(mine[k]))),
+            ("MP608", "tokens with loss that the recipe gives none, or without it", loss != has,
+             lambda k: "loss" if has[k] else "no loss", lambda k: "loss" if loss[k] else "no loss"),
+            ("MP609", "tokens whose weight is not the record's", weights[0] != weights[1],
+             lambda k: f"weight {weights[1][k]:g}", lambda k: f"weight {weights[0][k]:g}"),
+        )  # fmt: skip
+        for code, text, mask, said, should in kinds:
+            if mask.any():
+                wrong = True
+                first = int(np.argmax(mask))
+                shown = document.text[document.starts[first] : document.ends[first]]
+                words = f"{text}; the first, {shown!r}: {said(first)}, the source gives {should(first)}"
+                self._add(code, words, int(mask.sum()), list(self._places(stored, document, mask)))
+        wrong |= self._compare_verdicts(stored, document)
+        if wrong:
+            self.out.differ += 1
+            return
+        self.out.documents += 1
+        self.out.tokens += len(stored)
+        self.out.two_readings += int(second.sum())
+
+    def _compare_verdicts(self, stored: Stored, document: Expected) -> bool:
+        unlike = sorted(
+            message
+            for message in {**stored.verdicts, **document.verdicts}
+            if stored.verdicts.get(message) != document.verdicts.get(message)
+            and not (
+                stored.verdicts.get(message, 0) & Verdict.REFUSED
+                and document.verdicts.get(message, 0) & Verdict.REFUSED
+            )
+        )
+        for message in unlike:
+            words = [
+                "no turn" if verdict is None else verdict_name(verdict)
+                for verdict in (stored.verdicts.get(message), document.verdicts.get(message))
+            ]
+            text = f"turns with another verdict; the first: {words[0]}, its renders show {words[1]}"
+            piece = stored.pieces[0]
+            place = Place(
+                piece.file, piece.row, piece.start, piece.end, self._name(stored.source), stored.record, message
+            )
+            self._add("MP610", text, 1, [place])
+        return bool(unlike)
+
+    # -- what is said
+
+    def _places(self, stored: Stored, document: Expected, mask: npt.NDArray[np.bool_]) -> Iterator[Place]:
+        """The runs of a mask as places, the first of them."""
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.view(np.int8), [0])))).reshape(-1, 2)
+        for start, stop in edges[:PLACES].tolist():
+            piece = stored.piece_of(start)
+            begin = piece.start + start - piece.at
+            yield Place(
+                piece.file, piece.row, begin, min(begin + stop - start, piece.end), self._name(stored.source),
+                stored.record, int(document.messages[start]), field_of(document, start),
+            )  # fmt: skip
+
+    def _differs(self, code: str, stored: Stored, text: str, at: int = 0) -> None:
+        """A whole document that is not what it must be."""
+        self.out.differ += 1
+        piece = stored.piece_of(min(at, len(stored) - 1))
+        place = Place(
+            piece.file, piece.row, piece.start, piece.end, self._name(stored.source), stored.record, stored.turn
+        )
+        self._add(code, text, 1, [place])
+
+    def _cannot(self, why: str, documents: Sequence[Stored]) -> None:
+        self.cannot[why] += len(documents)
+        self.out.cannot_tokens += sum(map(len, documents))
+
+    def _add(self, code: str, text: str, count: int, places: list[Place]) -> None:
+        kind = self.found.setdefault(code, _Found(text))
+        kind.count += count
+        kind.places += places[: max(0, PLACES - len(kind.places))]
+
+    def _name(self, source: int) -> str:
+        return self.dataset.manifest.sources[source].name
+
+
+def _only(rows: frozenset[int]) -> Callable[[int, int], RecordError | None]:
+    """What spares the other records of a chunk from being parsed."""
+    other = RecordError("not looked at", reason="not_looked_at")
+    return lambda row, _: None if row in rows else other
+
+
+def _refused(documents: list[Stored], base: int, size: int) -> tuple[frozenset[int], frozenset[int]]:
+    """The messages of a conversation whose turns the dataset calls refused; and those of them that show nothing
+    sampled."""
+    refused = {
+        message - base
+        for stored in documents
+        for message, verdict in stored.verdicts.items()
+        if verdict & Verdict.REFUSED and base <= message < base + size
+    }
+    if not refused:
+        return frozenset(), frozenset()
+    loud: set[int] = set()
+    for stored in documents:
+        if stored.turn < 0:
+            loud |= set((stored.messages[stored.flags & np.uint8(Flag.SAMPLED | Flag.STRADDLES) > 0] - base).tolist())
+    return frozenset(refused), frozenset(refused - loud)
+
+
+def _distance(stored: Stored, document: Expected) -> int:
+    """How unlike the ids are."""
+    size = min(len(stored), len(document))
+    unlike = int(np.count_nonzero(stored.ids[:size] != document.ids[:size]))
+    return unlike + abs(len(stored) - len(document))
+
+
+def _first_difference(stored: Stored, document: Expected) -> int:
+    size = min(len(stored), len(document))
+    unlike = np.flatnonzero(stored.ids[:size] != document.ids[:size])
+    return int(unlike[0]) if len(unlike) else size - 1
+
+
+def field_of(document: Expected, position: int) -> str:
+    """The field of the record's conversation that a token's first character is from; "" for the template's text."""
+    shown = document.shown
+    if shown is None:
+        return "text"
+    leaf = int(shown.leaf[document.starts[position]])
+    if leaf < 0:
+        return ""
+    path = shown.data.leaves[leaf].path
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def _role(role: Any, part: Any) -> str:
+    return f"{Role(role).name.lower()} {Part(part).name.lower()}"
+
+
+def _flags(flags: int) -> str:
+    return (
+        ", ".join(flag.name.lower().replace("_", " ") for flag in Flag if flags & flag and flag.name) or "not sampled"
+    )
