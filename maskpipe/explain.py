@@ -94,7 +94,7 @@ WORDS = {
     Why.SELECTED: "not the assistant's, but selected by train_on",
     Why.TEXT: "text",
     Why.ALL: "every token is trained under this recipe",
-    Why.GIVEN: "the data says so, and nothing else about it",
+    Why.GIVEN: "the mask of the data says so",
     Why.FIRST: "first token of a document: nothing predicts it",
     Why.HEADER: "header: supplied by the generation prompt",
     Why.AFTER_STOP: "template text after the turn's end",
@@ -117,7 +117,7 @@ WORDS = {
     Why.PROMPT: "turn of the prompt, which the answers share",
     Why.PADDING: "padding",
     Why.UNKNOWN: "role unknown",
-    Why.GIVEN_NONE: "the data says so, and nothing else about it",
+    Why.GIVEN_NONE: "the mask of the data says so",
 }
 """The reason of each kind, as a person reads it."""
 

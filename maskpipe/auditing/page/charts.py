@@ -92,9 +92,12 @@ def columns(names: Sequence[str], wholes: Sequence[float], parts: Sequence[float
     return _svg(out, HEIGHT, f"{what} by {axis or 'name'}")
 
 
-def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str) -> str:
-    """Horizontal bars, one line each: (name, class of its colour, whole, part that is solid, words at its end)."""
-    label, words, line = 96, 112, 20
+def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str, titled: bool = True) -> str:
+    """Horizontal bars, one line each: (name, class of its colour, whole, part that is solid, words at its end).
+    titled: a pointer is told the numbers."""
+    label = max([48, *(12 + 6 * len(name) for name, *_ in entries)])
+    words = max([40, *(12 + 6 * len(end) for *_, end in entries)])
+    line = 20
     width = WIDTH - label - words
     top = max([whole for _, _, whole, _, _ in entries], default=0) or 1
     out = []
@@ -104,9 +107,9 @@ def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str) ->
         for value, solid in ((whole, "pale"), (part, "solid")):
             if value:
                 w = max(1.0, width * value / top)
+                title = f"<title>{text(name)}: {part:,} of {whole:,} {text(what)}</title>" if titled else ""
                 out.append(
-                    f'<rect class="{text(kind)} {solid}" x="{label}" y="{y}" width="{_n(w)}" height="14">'
-                    f"<title>{text(name)}: {part:,} of {whole:,} {text(what)}</title></rect>"
+                    f'<rect class="{text(kind)} {solid}" x="{label}" y="{y}" width="{_n(w)}" height="14">{title}</rect>'
                 )
         out.append(f'<text class="soft" x="{_n(label + width * whole / top + 6)}" y="{y + 11}">{text(end)}</text>')
     return _svg(out, len(entries) * line + 4, f"{what} by name")
@@ -114,16 +117,16 @@ def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str) ->
 
 def gauge(share: float, band: tuple[float, float]) -> str:
     """One line from 0 to 100 % with a band that is usual and a mark where this is."""
-    x, y, width = 4, 10, 212
+    x, y, width = 4, 10, 152
     at, lo, hi = (x + width * value for value in (share, *band))
     return (
-        f'<svg class="gauge" viewBox="0 0 220 36" role="img" aria-label="{100 * share:.1f} % of tokens are trained">'
+        f'<svg class="gauge" viewBox="0 0 160 36" role="img" aria-label="{100 * share:.1f} % of tokens are trained">'
         f'<rect class="pale" x="{x}" y="{y}" width="{width}" height="9" rx="4"/>'
         f'<rect class="bar" x="{x}" y="{y}" width="{_n(max(0.0, at - x))}" height="9" rx="4"/>'
         f'<path class="axis" fill="none" d="M{_n(lo)} {y + 12}v4H{_n(hi)}v-4"/>'
         f'<line class="mark" x1="{_n(at)}" x2="{_n(at)}" y1="4" y2="{y + 12}"/>'
         f'<text class="mid soft" x="{_n((lo + hi) / 2)}" y="35">'
-        f"{100 * band[0]:.0f}-{100 * band[1]:.0f} % is usual in SFT</text></svg>"
+        f"SFT: usually {100 * band[0]:.0f}-{100 * band[1]:.0f} %</text></svg>"
     )
 
 

@@ -372,7 +372,7 @@
 
   function inspect(position) {
     const row = data.rows[present], rowsOf = describe(row, position), table = node("dl");
-    for (const [name, value] of rowsOf) table.append(node("dt", "", name), node("dd", name, value));
+    for (const [name, value] of rowsOf) table.append(node("dt", "", name), node("dd", `d-${name.split(" ")[0]}`, value));
     details.replaceChildren(table);
     details.classList.toggle("trained", runAt(row, position).fact.loss);
     details.parentElement.classList.add("open");
