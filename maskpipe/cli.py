@@ -336,6 +336,51 @@ def audit(
     return code
 
 
+@app.command(usage="Usage: maskpipe view OUT [--row R] [OPTIONS]", sort_key=4)
+def view(
+    out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")],
+    /,
+    *,
+    row: Annotated[
+        list[int] | None,
+        Parameter(group=_INPUT, negative=(), help="Which packed row, counted from 0; may be repeated. 0 by default."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        Parameter(group=_INPUT, help="Write an HTML page with a viewer instead; without --row of rows worth reading."),
+    ] = None,
+    tokens: Annotated[
+        bool, Parameter(group=_INPUT, negative=(), help="One line per position, not one per stretch.")
+    ] = False,
+    full: Annotated[bool, Parameter(group=_INPUT, negative=(), help="Show long stretches uncut.")] = False,
+    format: FormatFlag = "human",
+) -> int:
+    """Show packed rows of a dataset token by token: whose each is, whether it gets loss, and why.
+
+    maskpipe view out --row 3
+    maskpipe view out --row 3 --row 17 --report rows.html
+    """
+    import maskpipe
+    from maskpipe import explain as explaining
+    from maskpipe.auditing import view as viewing
+    from maskpipe.auditing.page import files
+
+    dataset = maskpipe.open(out)
+    if report is not None:
+        files.refuse(report)
+        found = maskpipe.audit(dataset, coverage_only=True)
+        files.write(report, (found if row is None else viewing.with_rows(found, dataset, row)).html())
+        _print({"report": str(report)} if format == "json" else f"report    {report}")
+        return CLEAN
+    shown = [viewing.explanation(dataset, number) for number in row or [0]]
+    if format == "json":
+        _print({"rows": [each.to_dict() | {"origins": each.origins} for each in shown]})
+    else:
+        for each in shown:
+            explaining.show(each, _stdout(), tokens=tokens, full=full)
+    return CLEAN
+
+
 @app.command(usage="Usage: maskpipe probe MODEL [OPTIONS]", sort_key=7)
 def probe(
     model: Annotated[str, Parameter(group=_INPUT, help="Directory of a transformers model, or a hub name org/name.")],

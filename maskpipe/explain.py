@@ -301,6 +301,8 @@ class Explanation:
     findings: list[Finding] = field(default_factory=list)
     probabilities: list[npt.NDArray[np.float64]] | None = None
     """Per document, what a model gave the true next token at each position [n - 1]; None without a model."""
+    origins: list[str] = field(default_factory=list)
+    """Per document of a packed row, which record it is; empty where all are of one record."""
 
     def tables(self) -> list[PredictionTable]:
         """The article's table of every document."""
@@ -608,6 +610,8 @@ def _document_title(e: Explanation, number: int, document: Document, table: Pred
     what = f"messages[{document.turn}] alone, after what inference would feed" if document.turn >= 0 else "all messages"
     if isinstance(e.conversation, Text):
         what = "text"
+    if e.origins:
+        what = e.origins[number - 1]
     out = Shown(f"document {number} of {len(e.documents)}", style="bold")
     out.append(f"  {what}, {len(document):,} tokens, {trained:,} with loss", style="not bold")
     if table.mean_loss is not None:

@@ -160,7 +160,7 @@ def test_rows_that_do_not_fit_are_said_to_be_missing() -> None:
     for row in range(10):
         shortlist.add(row, tokens=65536, loss=row)
     gallery = Gallery(
-        lambda: shortlist, lambda row, chosen, findings: of_arrays(np.zeros(65536, np.int32), np.zeros(65536), row)
+        shortlist.rows, lambda row, chosen, findings: of_arrays(np.zeros(65536, np.int32), np.zeros(65536), row)
     )
     shown, missing = gallery.specimens()
     assert len(shown) == 4 and len(shown) + len(missing) == len(shortlist.rows())
@@ -241,9 +241,7 @@ def hostile_report(kind: str = HOSTILE[0]) -> Report:
     findings = [Finding("MP301", text, 1, (everywhere, elsewhere)) for text in HOSTILE]
     bounds = (Bounds(5, HOSTILE[1], HOSTILE[:3], ((0, HOSTILE[2]),)), Bounds(len(HOSTILE), HOSTILE[0]))
     one = specimen(documents=bounds, file=HOSTILE[4], chosen=HOSTILE[:4])
-    shortlist = Shortlist()
-    shortlist.add(0, tokens=9, loss=1)
-    gallery = Gallery(lambda: shortlist, lambda row, chosen, found: one)
+    gallery = Gallery(lambda findings, limit: {0: HOSTILE[:3]}, lambda row, chosen, found: one)
     return Report(HOSTILE[1], HOSTILE[0], kind, 1, 9, tuple(findings), gallery=gallery)
 
 
@@ -314,6 +312,37 @@ def test_the_command_writes_a_page_and_overwrites_nothing_else(
         assert command(dataset, bad) == 2
     assert other.read_text() == "<html>mine</html>"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "thesis.html"]
+
+
+def test_view_shows_rows_in_a_terminal_and_as_a_page(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def view(*arguments: object) -> object:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["view", str(dataset), *map(str, arguments)])
+        return ended.value.code
+
+    sequence = maskpipe.open(dataset)[2]
+    assert view("--row", 2) == 0
+    out = capsys.readouterr().out
+    assert f"in {len(sequence.documents)} document" in out and f"{sequence.n_loss:,} with loss" in out
+    for facts in sequence.documents:
+        assert f"chats.jsonl record {facts['row']}" in out
+    assert "⟦" in out and "header: supplied by the generation prompt" in out
+    assert view("--row", 2, "--row", 0, "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["row"] for row in rows] == [2, 0]
+    tokens = [token for document in rows[0]["documents"] for token in document["tokens"]]
+    assert [token["loss"] for token in tokens] == (sequence.loss_mask[: len(tokens)] > 0).tolist()
+    page_file = tmp_path / "rows.html"
+    assert view("--row", 2, "--row", 0, "--report", page_file) == 0
+    html = page_file.read_text(encoding="utf-8")
+    found = json.loads(re.findall(r'<script type="application/json" id="specimens">(.*?)</script>', html)[0])
+    assert [row["row"] for row in found["rows"]] == [0, 2]
+    assert view("--report", page_file) == 0
+    assert len(page_file.read_text(encoding="utf-8")) > len(html), "rows worth reading"
+    assert view("--row", 99) == 2
+    assert "has no row 99" in capsys.readouterr().err
 
 
 # -- in a browser
@@ -429,7 +458,8 @@ def test_filters_show_what_passes_and_fade_the_rest(chromium: Page, file: Path, 
     want = sum(int(((r.role_ids == Role.ASSISTANT) & (r.flags & Flag.LOSS == 0)).sum()) for r in rows)
     assert chromium.text("#found").startswith(f"{want:,} tokens in")
     assert details(chromium)["role"] == "assistant" and details(chromium)["trained"] == "no"
-    assert chromium.count("#stream .turn.folded") > 0 and chromium.count("#stream i.off") > 0
+    assert chromium.count("#stream .turn.folded") > 0
+    chromium.wait("document.querySelectorAll('#stream i.off').length > 0")
     choose("part", int(Part.STOP))
     choose("loss", 1)
     want = sum(int(((r.part_ids == Part.STOP) & (r.flags & Flag.LOSS > 0)).sum()) for r in rows)

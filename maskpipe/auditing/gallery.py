@@ -24,19 +24,20 @@ WINDOW = 1 << 16
 
 Look = Callable[[int, tuple[str, ...], Sequence[Finding]], "Specimen | None"]
 """A row, why it was chosen and all findings → the row; None when it cannot be had."""
+Choose = Callable[[Sequence[Finding], int], dict[int, tuple[str, ...]]]
+"""Findings and how many rows at most → rows, and why each was chosen: `Shortlist.rows`, of the audit's pass."""
 
 
 @dataclass(frozen=True)
 class Gallery:
     """Rows that may be shown, and how."""
 
-    shortlist: Callable[[], Shortlist]
-    """Of the audit's pass, or of one that is made when rows are asked for."""
+    choose: Choose
     look: Look
 
     def specimens(self, findings: Sequence[Finding] = (), limit: int = ROWS) -> tuple[list[Specimen], list[int]]:
         """(the rows worth reading, those that were worth it and are not here: no room, or not readable)."""
-        chosen = self.shortlist().rows(findings, limit)
+        chosen = self.choose(findings, limit)
         out: list[Specimen] = []
         missing: list[int] = []
         room = TOKENS
@@ -81,7 +82,10 @@ def of_dataset(dataset: Dataset, shortlist: Shortlist | None = None) -> Gallery:
             chosen=chosen, findings=findings,
         )  # fmt: skip
 
-    return Gallery(lambda: shortlist_of(dataset) if shortlist is None else shortlist, look)
+    def choose(findings: Sequence[Finding], limit: int) -> dict[int, tuple[str, ...]]:
+        return (shortlist_of(dataset) if shortlist is None else shortlist).rows(findings, limit)
+
+    return Gallery(choose, look)
 
 
 def shortlist_of(dataset: Dataset) -> Shortlist:

@@ -124,33 +124,11 @@ def of_sequence(
     findings: Iterable[Finding] = (),
 ) -> Specimen:
     """Row `row` of a dataset of ours. `policy`: its recipe's, for the reasons; `sources`: names by Document.source."""
-    bounds = sequence.cu_seqlens.tolist()
     why = np.full(len(sequence), Why.PADDING, np.uint8)
-    documents = []
-    for k, (start, end) in enumerate(itertools.pairwise(bounds)):
-        facts = sequence.documents[k]
-        weights = sequence.weights[start:end] if len(sequence.weight_ranges) else None
-        document = Document(
-            input_ids=sequence.input_ids[start:end],
-            role_ids=sequence.role_ids[start:end],
-            part_ids=sequence.part_ids[start:end],
-            flags=sequence.flags[start:end],
-            message_ids=sequence.message_ids[start:end],
-            weights=weights if weights is not None and np.any(weights != 1) else None,
-            turn=int(facts["turn"]),
-            verdicts=verdict_map(sequence.verdicts[k]),
-        )
-        why[start:end] = reasons(document, policy)
-        source = int(facts["source"])
-        name = sources[source] if 0 <= source < len(sources) else f"source {source}"
-        documents.append(
-            Bounds(
-                end=end,
-                title=f"{name} record {int(facts['row'])}",
-                notes=_notes(facts, end - start),
-                verdicts=tuple((message, verdict_words(v)) for message, v in sorted(document.verdicts.items())),
-            )
-        )
+    start = 0
+    for document in documents(sequence):
+        why[start : start + len(document)] = reasons(document, policy)
+        start += len(document)
     return Specimen(
         row=row,
         input_ids=sequence.input_ids,
@@ -160,12 +138,48 @@ def of_sequence(
         flags=sequence.flags,
         message_ids=sequence.message_ids,
         why=why,
-        documents=tuple(documents),
+        documents=bounds(sequence, sources),
         file=file,
         chosen=chosen,
         marks=marks(findings, row, len(sequence)),
         weights=sequence.weights if len(sequence.weight_ranges) else None,
     )
+
+
+def documents(sequence: Row) -> list[Document]:
+    """The documents of a row of ours, fragments as they are."""
+    out = []
+    for k, (start, end) in enumerate(itertools.pairwise(sequence.cu_seqlens.tolist())):
+        facts = sequence.documents[k]
+        weights = sequence.weights[start:end] if len(sequence.weight_ranges) else None
+        out.append(
+            Document(
+                input_ids=sequence.input_ids[start:end],
+                role_ids=sequence.role_ids[start:end],
+                part_ids=sequence.part_ids[start:end],
+                flags=sequence.flags[start:end],
+                message_ids=sequence.message_ids[start:end],
+                weights=weights if weights is not None and np.any(weights != 1) else None,
+                source=int(facts["source"]),
+                row=int(facts["row"]),
+                turn=int(facts["turn"]),
+                verdicts=verdict_map(sequence.verdicts[k]),
+            )
+        )
+    return out
+
+
+def bounds(sequence: Row, sources: Sequence[str]) -> tuple[Bounds, ...]:
+    """Borders and origins of the documents of a row of ours. `sources`: names by Document.source."""
+    out = []
+    start = 0
+    for facts, verdicts in zip(sequence.documents, sequence.verdicts, strict=True):
+        source, end = int(facts["source"]), int(facts["end"])
+        name = sources[source] if 0 <= source < len(sources) else f"source {source}"
+        words = tuple((message, verdict_words(verdict)) for message, verdict in sorted(verdict_map(verdicts).items()))
+        out.append(Bounds(end, f"{name} record {int(facts['row'])}", _notes(facts, end - start), words))
+        start = end
+    return tuple(out)
 
 
 def of_arrays(
