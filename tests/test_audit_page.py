@@ -169,6 +169,46 @@ def test_rows_that_do_not_fit_are_said_to_be_missing() -> None:
 # -- the file
 
 
+def test_rows_of_other_tools_are_shown_with_what_was_learnt_of_them(dataset: Path, tmp_path: Path) -> None:
+    from maskpipe.exports import Options, export
+
+    export(dataset, tmp_path / "theirs", to="hf", options=Options(ignore_weights=True))
+    report = maskpipe.audit(tmp_path / "theirs", tokenizer=demo_data.tokenizer())
+    assert report.gallery is not None
+    shown_rows, missing = report.gallery.specimens(report.findings)
+    assert len(shown_rows) >= 5 and missing == []
+    opened = maskpipe.open(dataset)
+    for each in shown_rows:
+        own = opened[each.row]
+        filled = int(own.cu_seqlens[-1])
+        assert np.array_equal(each.input_ids[:filled], own.input_ids[:filled])
+        assert np.array_equal(each.loss_mask[:filled], own.loss_mask[:filled] > 0)
+        assert [bounds.end for bounds in each.documents] == own.cu_seqlens[1:].tolist()
+        known = each.role_ids[:filled] != Role.UNKNOWN
+        assert known.any()
+        said = (each.role_ids[:filled] == Role.ASSISTANT) & (each.loss_mask[:filled])
+        assert (own.role_ids[:filled][said] == Role.ASSISTANT).all()
+        assert {Why(w) for w in each.why} <= {Why.GIVEN, Why.GIVEN_NONE, Why.PADDING}
+    assert report.html() == maskpipe.audit(tmp_path / "theirs", tokenizer=demo_data.tokenizer()).html()
+
+
+def test_batches_are_read_once_and_rows_worth_reading_are_kept() -> None:
+    generator = np.random.default_rng(0)
+    batches = []
+    for _ in range(30):
+        ids = generator.integers(10, 500, (4, 64))
+        batches.append({"input_ids": ids, "labels": np.where(generator.random((4, 64)) < 0.3, ids, -100)})
+    batches[7]["labels"][2] = -100
+    report = maskpipe.audit_batches(iter(batches), demo_data.tokenizer())
+    assert report.gallery is not None
+    shown_rows, _ = report.gallery.specimens(report.findings)
+    found = {row.row: row for row in shown_rows}
+    assert 30 in found and not found[30].loss_mask.any() and "MP304" in found[30].chosen
+    for number, row in found.items():
+        assert np.array_equal(row.input_ids, batches[number // 4]["input_ids"][number % 4])
+    assert "row 30" in report.html()
+
+
 def test_the_same_report_gives_the_same_bytes(dataset: Path, report: Report) -> None:
     again = maskpipe.audit(dataset).with_findings(report.findings)
     assert report.html() == again.html()

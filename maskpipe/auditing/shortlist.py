@@ -20,6 +20,8 @@ from maskpipe.roles import Role, Verdict
 from maskpipe.shards.format import Branch
 from maskpipe.shards.rows import Rows
 
+Int64 = npt.NDArray[np.int64]
+
 ROWS = 20
 """Rows shown, by default."""
 PER_FINDING = 2
@@ -41,8 +43,31 @@ class Shortlist:
     def add(self, row: int, *, tokens: int, loss: int, longest: int = 0, kinds: Iterable[str] = ()) -> None:
         """One row of `tokens` tokens without padding, `loss` of them targets, whose longest document has `longest`.
         `kinds`: in words, what it has that others may not; the first row of each is a candidate."""
-        size, trained, most = (np.array([value], np.int64) for value in (tokens, loss, longest))
-        self._add(row, size, trained, most, [(kind, 0) for kind in kinds])
+        number, size, trained, most = (np.array([value], np.int64) for value in (row, tokens, loss, longest))
+        self.add_many(number, size, trained, most, [(kind, 0) for kind in kinds])
+
+    def add_many(
+        self,
+        rows: Int64,
+        tokens: Int64,
+        loss: Int64,
+        longest: Int64,
+        kinds: Iterable[tuple[str, int]] = (),
+    ) -> None:
+        """As `add`, for [n] rows by their numbers; a kind comes with the index of its first row among them."""
+        if not len(rows):
+            return
+        share = np.where(tokens > 0, loss / np.maximum(tokens, 1), np.nan)
+        size = np.where(longest > 0, -longest.astype(np.float64), np.nan)
+        for reason, values in zip(EXTREMES, (share, -share, size), strict=True):
+            if not np.isnan(values).all():
+                best = int(np.nanargmin(values))
+                self._offer(reason, float(values[best]), int(rows[best]))
+        for kind, k in kinds:
+            self._offer(kind, 0, int(rows[k]))
+        keys = _hash(rows.astype(np.uint64) ^ self._seed)
+        lowest = np.argsort(keys, kind="stable")[:RANDOM].tolist()
+        self._random = sorted({*self._random, *((int(keys[k]), int(rows[k])) for k in lowest)})[:RANDOM]
 
     def add_rows(self, first_row: int, rows: Rows) -> None:
         """Rows of a dataset of ours, from `first_row` on."""
@@ -53,7 +78,8 @@ class Shortlist:
         starts = np.concatenate(([0], ends[:-1]))
         starts[first] = 0
         longest = np.maximum.reduceat(ends - starts, first)
-        self._add(first_row, ends[last], rows.n_loss.astype(np.int64), longest, _kinds(rows))
+        numbers = np.arange(first_row, first_row + len(rows), dtype=np.int64)
+        self.add_many(numbers, ends[last], rows.n_loss.astype(np.int64), longest, _kinds(rows))
 
     def candidates(self) -> set[int]:
         """Rows that may be chosen as things stand, findings aside: whoever reads rows only once keeps these."""
@@ -77,25 +103,6 @@ class Shortlist:
         by_kind = [(reason, row) for reason, (_, row) in self._best.items()]
         by_kind.sort(key=lambda entry: (entry[0] not in EXTREMES, entry[0]))
         return by_finding + by_kind + [("random", row) for _, row in self._random]
-
-    def _add(
-        self,
-        first_row: int,
-        tokens: npt.NDArray[np.int64],
-        loss: npt.NDArray[np.int64],
-        longest: npt.NDArray[np.int64],
-        kinds: Iterable[tuple[str, int]],
-    ) -> None:
-        share = np.where(tokens > 0, loss / np.maximum(tokens, 1), np.nan)
-        for reason, values in zip(EXTREMES, (share, -share, -longest.astype(np.float64)), strict=True):
-            if not np.isnan(values).all():
-                best = int(np.nanargmin(values))
-                self._offer(reason, float(values[best]), first_row + best)
-        for kind, k in kinds:
-            self._offer(kind, 0, first_row + k)
-        keys = _hash(np.arange(first_row, first_row + len(tokens), dtype=np.uint64) ^ self._seed)
-        lowest = np.argsort(keys, kind="stable")[:RANDOM].tolist()
-        self._random = sorted({*self._random, *((int(keys[k]), first_row + k) for k in lowest)})[:RANDOM]
 
     def _offer(self, reason: str, strangeness: float, row: int) -> None:
         best = self._best.get(reason)

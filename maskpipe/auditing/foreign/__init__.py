@@ -7,6 +7,7 @@ rows.py                understood: targets, padding, documents
 habits.py              how a template's turns look in ids, learnt from probes
 locate.py              where turns stand in these rows
 checks.py, tally.py    what is wrong with them
+shelf.py               those that a report may show
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from maskpipe.auditing.foreign.locate import Locator
 from maskpipe.auditing.foreign.raw import Stretch
 from maskpipe.auditing.foreign.rows import Ids, labels_shift, understand
 from maskpipe.auditing.foreign.shapes import Reading, recognise
+from maskpipe.auditing.foreign.shelf import Shelf
 from maskpipe.auditing.report import Report
 from maskpipe.errors import UsageError
 from maskpipe.tokenizer import Tokenizer
@@ -94,13 +96,14 @@ def _report(
 ) -> Report:  # fmt: skip
     habits = learn(tokenizer, chat_template)
     checker = Checker(tokenizer, about, Locator(tokenizer, habits, about))
+    shelf = Shelf(tokenizer, name)
     shift: int | None = None
     for stretch in stretches:
         if shift is None and "labels" in reading.loss:
             shift = labels_shift(stretch)
         rows = understand(stretch, reading, about, shift or 0, checker.tally)
         if rows is not None:
-            checker.add(rows)
+            shelf.add(rows, checker.add(rows), checker.tally)
     checker.finish()
     if not checker.numbers["rows"] and not checker.tally.counts:
         raise UsageError(f"{path or name}: holds no rows")
@@ -121,4 +124,5 @@ def _report(
         tokens=checker.numbers["tokens"],
         findings=checker.tally.findings(),
         coverage=Coverage(coverage),
+        gallery=shelf.gallery(),
     )

@@ -65,8 +65,8 @@ class Checker:
     _by_value: list[int] = field(default_factory=lambda: [0, 0])
     """Stop tokens of trained turns that are the pad token: without loss, with."""
 
-    def add(self, rows: Rows) -> None:
-        """Checks these rows."""
+    def add(self, rows: Rows) -> Turns:
+        """Checks these rows; their turns."""
         turns = self.locator.locate(rows)
         self._count(rows, turns)
         self._check_nothing_trained(rows, turns)
@@ -76,6 +76,7 @@ class Checker:
             self._check_control(rows, turns)
             self._check_loss(rows, turns)
             self._note_ends(rows, turns)
+        return turns
 
     # -- numbers
 

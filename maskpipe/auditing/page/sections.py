@@ -101,7 +101,8 @@ def summary(report: Report) -> str:
         )
     else:
         tiles.append(_tile(f"{report.tokens:,}", "tokens"))
-    tiles.append(_tile(f"{report.rows:,}", f"rows of {length:,} tokens" if length else "rows"))
+    of = "rows of" if report.kind == "maskpipe" else "rows, the longest of"
+    tiles.append(_tile(f"{report.rows:,}", f"{of} {length:,} tokens" if length else "rows"))
     if "documents" in values:
         tiles.append(_tile(f"{values['documents']:,}", "documents"))
     if "signals_per_sequence" in values:
@@ -112,7 +113,7 @@ def summary(report: Report) -> str:
         records = values["records"]
         tiles.append(_tile(f"{records['kept']:,}", f"of {records['read']:,} records kept"))
     return f"""<section id="summary"><div class="tiles">{"".join(tiles)}</div>
-{_requirements(report)}{_proof(report)}</section>"""
+{_requirements(report)}{_proof(report)}{_read_as(values)}</section>"""
 
 
 def _tile(value: str, name: str) -> str:
@@ -138,6 +139,13 @@ def _proof(report: Report) -> str:
                     for name, value in values.items() if isinstance(value, int | float | str))  # fmt: skip
     title = "Proof against the source: rendered and encoded again, every token compared"
     return f'<h3>{title}</h3><div class="tiles">{cells}</div>'
+
+
+def _read_as(values: Mapping[str, Any]) -> str:
+    lines = [*values.get("read_as", ())]
+    if "turns_located_by" in values:
+        lines.append(f"turns located by {values['turns_located_by']}")
+    return f'<p class="none-found">{text("; ".join(lines))}</p>' if lines else ""
 
 
 # -- findings

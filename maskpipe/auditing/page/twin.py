@@ -40,6 +40,7 @@ def twin(specimens: Sequence[Specimen]) -> dict[str, Any]:
         "roles": {int(role): role.name.lower() for role in Role},
         "parts": {int(part): part.name.lower() for part in Part},
         "why": {int(why): WORDS[why] for why in Why},
+        "given": [int(Why.GIVEN), int(Why.GIVEN_NONE)],
         "flags": {flag.name.lower(): int(flag) for flag in Flag if flag.name},
         "facts": [list(entry) for entry in facts],
         "ids": varints(id if id >= 0 else (1 << 32) + id for id, _ in symbols),

@@ -11,7 +11,7 @@
     CUT = data.flags.cut_before;
   const roleNumber = Object.fromEntries(Object.entries(data.roles).map(([n, name]) => [name, +n]));
   const partNumber = Object.fromEntries(Object.entries(data.parts).map(([n, name]) => [name, +n]));
-  const { padding: PADDING, template: TEMPLATE, context: CONTEXT, unknown: UNKNOWN } = roleNumber;
+  const { padding: PADDING, template: TEMPLATE, context: CONTEXT } = roleNumber;
   const { scaffold: SCAFFOLD, stop: STOP } = partNumber;
 
   // -- reading
@@ -75,9 +75,9 @@
     const out = [];
     for (const run of row.runs) {
       const last = out[out.length - 1];
-      const kind = run.message >= 0 || run.fact.role === PADDING ? run.fact.role : CONTEXT;
+      const kind = run.fact.role === TEMPLATE ? CONTEXT : run.fact.role;
       const same = last && last.document === run.document && last.message === run.message &&
-        (run.message >= 0 || (last.kind === kind && (run.fact.role !== UNKNOWN) === (last.role !== UNKNOWN)));
+        (run.message >= 0 || last.kind === kind);
       if (same) {
         last.end = run.end;
         if (last.role === TEMPLATE) last.role = run.fact.role;
@@ -352,7 +352,7 @@
       ["role", data.roles[fact.role]], ["part", data.parts[fact.part]]];
     if (fact.loss && position > begins) out.push(["predicted from", `“${readable(data.texts[sym[position - 1]])}”, ${
       position + row.first - 1}`]);
-    if (fact.role !== UNKNOWN) out.push(["sampled", fact.flags & SAMPLED ? "yes: the model itself would write it" :
+    if (!data.given.includes(fact.why)) out.push(["sampled", fact.flags & SAMPLED ? "yes: the model itself would write it" :
       "no"]);
     if (fact.flags & STRADDLES) out.push(["straddles", "the border of sampled text: never trained"]);
     if (fact.flags & CUT) out.push(["cut", "encoding was cut before it, as at inference"]);
