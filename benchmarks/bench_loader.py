@@ -110,7 +110,7 @@ def hf_dataset(dataset: maskpipe.Dataset, path: Path) -> Any:
     return made.with_format("torch")
 
 
-def c_gather(path: Path, dataset: maskpipe.Dataset) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def c_gather(path: Path, dataset: maskpipe.Dataset, batch: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     (path / "gather.c").write_text(GATHER)
     subprocess.run(
         ["cc", "-O3", "-march=native", "-shared", "-fPIC", str(path / "gather.c"), "-o", str(path / "gather.so")],
@@ -121,25 +121,32 @@ def c_gather(path: Path, dataset: maskpipe.Dataset) -> tuple[Callable[[Any], Any
     np.concatenate([row.input_ids for row in dataset]).tofile(path / "ids.bin")
     file = (path / "ids.bin").open("rb")
     mapped = np.memmap(path / "ids.bin", np.int32, "r")
-    scratch, out = np.empty(length, np.int32), [np.empty((BATCH, length), np.int64) for _ in range(4)]
-    turn = [0]
+    scratch, out = np.empty(length, np.int32), np.empty((batch, length), np.int64)
+    kept = (file, mapped, scratch, out)  # what the pointers point to
 
     def pointer(array: Any) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.ctypes.data)
 
-    def target() -> Any:
-        turn[0] = (turn[0] + 1) % 4
-        return out[turn[0]]
+    descriptor, ids, staging, target = file.fileno(), pointer(mapped), pointer(scratch), pointer(out)
+    count, size = ctypes.c_int64(batch), ctypes.c_int64(length)
 
-    def with_pread(rows: Any) -> Any:
-        library.gather_pread(file.fileno(), pointer(rows), ctypes.c_int64(len(rows)), ctypes.c_int64(length),
-                             pointer(scratch), pointer(target()))  # fmt: skip
+    def with_pread(rows: ctypes.c_void_p) -> Any:
+        library.gather_pread(descriptor, rows, count, size, staging, target)
+        return kept
 
-    def with_mmap(rows: Any) -> Any:
-        library.gather_mmap(pointer(mapped), pointer(rows), ctypes.c_int64(len(rows)), ctypes.c_int64(length),
-                            pointer(target()))  # fmt: skip
+    def with_mmap(rows: ctypes.c_void_p) -> Any:
+        library.gather_mmap(ids, rows, count, size, target)
+        return kept
 
     return with_pread, with_mmap
+
+
+def use(batch: Any, full: bool) -> None:
+    """Tensors are made when they are asked for."""
+    batch.input_ids.data_ptr()
+    if full:
+        for tensor in (batch.labels, batch.position_ids, batch.cu_seqlens):
+            tensor.data_ptr()
 
 
 def measure(rows: int, length: int, repeats: int, batch: int) -> dict[str, Any]:
@@ -156,10 +163,11 @@ def measure(rows: int, length: int, repeats: int, batch: int) -> dict[str, Any]:
             stream = Loader(dataset, global_batch_size=batch, **{"threads": 0, **arguments})
             for _ in range(steps + steps // 2):
                 next(stream)
+            full = "columns" not in arguments
 
             def run() -> None:
                 for _ in range(steps):
-                    next(stream)
+                    use(next(stream), full)
 
             return run
 
@@ -167,7 +175,7 @@ def measure(rows: int, length: int, repeats: int, batch: int) -> dict[str, Any]:
             def run() -> None:
                 stream = Loader(dataset, global_batch_size=batch, threads=0, verify=verify)
                 for _ in range(steps):
-                    next(stream)
+                    use(next(stream), True)
 
             return run
 
@@ -183,7 +191,8 @@ def measure(rows: int, length: int, repeats: int, batch: int) -> dict[str, Any]:
             for _ in torch.utils.data.DataLoader(hf, batch_sampler=sampler):
                 pass
 
-        with_pread, with_mmap = c_gather(path, dataset)
+        with_pread, with_mmap = c_gather(path, dataset, batch)
+        pointers = [ctypes.c_void_p(of.ctypes.data) for of in order]
         runs: dict[str, Callable[[], None]] = {
             "HF datasets": hf_rows,
             "HF + DataLoader": hf_loader,
@@ -197,8 +206,8 @@ def measure(rows: int, length: int, repeats: int, batch: int) -> dict[str, Any]:
             "ids, mmap": ours(columns=(), io="mmap"),
             "ids, pread, off": ours(columns=(), verify="off"),
             "ids, mmap, off": ours(columns=(), io="mmap", verify="off"),
-            "C gather, pread": lambda: [with_pread(of) for of in order] and None,
-            "C gather, mmap": lambda: [with_mmap(of) for of in order] and None,
+            "C gather, pread": lambda: [with_pread(of) for of in pointers] and None,
+            "C gather, mmap": lambda: [with_mmap(of) for of in pointers] and None,
         }
         best = dict.fromkeys(runs, float("inf"))
         for _ in range(repeats):

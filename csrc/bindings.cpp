@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
+#include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,7 +22,9 @@
 #include "pack.h"
 #include "reader.h"
 #include "runs.h"
+#include "slots.h"
 #include "spans.h"
+#include "stream.h"
 #include "turns.h"
 
 namespace py = pybind11;
@@ -429,24 +430,38 @@ void bind_turns(py::module_& m) {
       "to_roles"_a, "needed"_a, "control"_a, "allowed"_a, "bos"_a, "empty"_a, "empty_offsets"_a);
 }
 
+std::vector<maskpipe::EpochShape> epoch_shapes(const py::object& rows, const py::object& blocks,
+                                               const py::object& windows, bool shuffle) {
+  const auto n_rows = view<std::int64_t>(rows, "rows"), block = view<std::int64_t>(blocks, "blocks"),
+             window = view<std::int64_t>(windows, "windows");
+  if (block.size() != n_rows.size() || window.size() != n_rows.size()) {
+    throw py::value_error("blocks and windows must have one value per source");
+  }
+  std::vector<maskpipe::EpochShape> out;
+  for (std::size_t s = 0; s < n_rows.size(); ++s) {
+    out.push_back({static_cast<std::uint64_t>(n_rows[s]), shuffle, static_cast<std::uint64_t>(block[s]),
+                   static_cast<std::uint64_t>(window[s])});
+  }
+  return out;
+}
+
+std::vector<maskpipe::Key> keys_of(const py::object& keys) {
+  const auto words = view<std::uint64_t>(keys, "keys");
+  if (words.size() % 4 != 0) throw py::value_error("keys must have four words per source");
+  std::vector<maskpipe::Key> out;
+  for (std::size_t k = 0; k < words.size(); k += 4) {
+    out.push_back({words[k], words[k + 1], words[k + 2], words[k + 3]});
+  }
+  return out;
+}
+
 void bind_order(py::module_& m) {
   m.def(
       "rows_at",
       [](const py::object& rows, const py::object& blocks, const py::object& windows, bool shuffle,
          const py::object& keys, const py::object& sources, const py::object& counts) {
-        const auto n_rows = view<std::int64_t>(rows, "rows"), block = view<std::int64_t>(blocks, "blocks"),
-                   window = view<std::int64_t>(windows, "windows");
-        const auto words = view<std::uint64_t>(keys, "keys");
-        if (block.size() != n_rows.size() || window.size() != n_rows.size() || words.size() != 4 * n_rows.size()) {
-          throw py::value_error("blocks and windows must have one value per source, and keys four");
-        }
-        std::vector<maskpipe::EpochShape> shapes;
-        std::vector<maskpipe::Key> epoch_keys;
-        for (std::size_t s = 0; s < n_rows.size(); ++s) {
-          shapes.push_back({static_cast<std::uint64_t>(n_rows[s]), shuffle, static_cast<std::uint64_t>(block[s]),
-                            static_cast<std::uint64_t>(window[s])});
-          epoch_keys.push_back({words[4 * s], words[4 * s + 1], words[4 * s + 2], words[4 * s + 3]});
-        }
+        const auto shapes = epoch_shapes(rows, blocks, windows, shuffle);
+        const auto epoch_keys = keys_of(keys);
         const auto of = view<std::int32_t>(sources, "sources");
         const auto at = view<std::int64_t>(counts, "counts");
         return to_numpy(without_gil([&] { return maskpipe::rows_at(shapes, epoch_keys, of, at); }));
@@ -470,54 +485,93 @@ void bind_order(py::module_& m) {
       "rates"_a, "credits"_a, "counts"_a, "positions"_a);
 }
 
-// Memory for batches, handed out as arrays and taken back when the last array over a piece is gone.
-class Pool : public std::enable_shared_from_this<Pool> {
- public:
-  explicit Pool(std::size_t size) : size_(size) {}
-  ~Pool() {
-    for (void* memory : free_) std::free(memory);
-  }
+// Keeps a slot for as long as Python has an array over it.
+py::capsule keeper(maskpipe::Slot&& slot) {
+  auto kept = std::make_unique<maskpipe::Slot>(std::move(slot));
+  py::capsule out(kept.get(), [](void* held) { delete static_cast<maskpipe::Slot*>(held); });
+  kept.release();
+  return out;
+}
 
-  py::array_t<std::uint8_t> take() {
-    void* memory = nullptr;
-    {
-      const std::lock_guard lock(mutex_);
-      if (!free_.empty()) {
-        memory = free_.back();
-        free_.pop_back();
-      }
-    }
-    constexpr std::size_t line = 64;
-    if (memory == nullptr) memory = std::aligned_alloc(line, (size_ + line - 1) / line * line);
-    if (memory == nullptr) throw std::bad_alloc();
-    auto piece = std::make_unique<std::pair<std::shared_ptr<Pool>, void*>>(shared_from_this(), memory);
-    const py::capsule owner(piece.get(), [](void* p) {
-      const std::unique_ptr<std::pair<std::shared_ptr<Pool>, void*>> back(
-          static_cast<std::pair<std::shared_ptr<Pool>, void*>*>(p));
-      const std::lock_guard lock(back->first->mutex_);
-      back->first->free_.push_back(back->second);
-    });
-    piece.release();
-    return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size_), static_cast<std::uint8_t*>(memory), owner);
-  }
+// A piece of memory that Python gave; its array may go only with the GIL.
+maskpipe::Slot slot_of(const py::object& memory, std::size_t size) {
+  std::uint8_t* at = writable<std::uint8_t>(memory, "memory", size);
+  if (at == nullptr) throw py::type_error("memory must be a numpy array of uint8, got None");
+  auto owner = std::shared_ptr<py::object>(new py::object(memory), [](py::object* held) {
+    const py::gil_scoped_acquire gil;
+    delete held;
+  });
+  return {at, std::move(owner)};
+}
 
- private:
-  std::size_t size_;
-  std::mutex mutex_;
-  std::vector<void*> free_;
-};
-
-// A job and what it writes to: neither may go while threads work on it.
-struct PyJob {
+// What Python gets of a batch. Arrays over the slot keep the slot, not this.
+struct PyDelivered {
   std::shared_ptr<maskpipe::Reader> reader;
-  std::shared_ptr<maskpipe::Job> job;
-  std::vector<py::object> columns;
+  maskpipe::Delivered batch;
+  maskpipe::ColumnPlaces places;
+  py::object keep;  // of the slot
+  std::optional<maskpipe::BatchFacts> facts;
 
-  ~PyJob() {
-    const py::gil_scoped_release nogil;
-    reader->cancel(*job);
+  template <typename Value>
+  py::object dense(std::int64_t place) const {
+    if (place < 0) return py::none();
+    const auto rows = static_cast<py::ssize_t>(batch.rows.rows.size());
+    const auto length = static_cast<py::ssize_t>(reader->sequence_length());
+    const auto size = static_cast<py::ssize_t>(sizeof(Value));
+    return py::array(py::dtype::of<Value>(), {rows, length}, {length * size, size}, batch.slot.memory + place, keep);
+  }
+
+  py::object column(std::string_view name) {
+    if (name == "ids32") return dense<std::int32_t>(places.ids32);
+    if (name == "input_ids") return dense<std::int64_t>(places.ids);
+    if (name == "labels") return dense<std::int64_t>(places.labels);
+    if (name == "targets") return dense<std::int64_t>(places.targets);
+    if (name == "position_ids") return dense<std::int64_t>(places.positions);
+    if (name == "segment_ids") return dense<std::int32_t>(places.segments);
+    if (name == "loss_weights") return dense<float>(places.weights);
+    if (name == "role_ids") return dense<std::uint8_t>(places.roles);
+    if (name == "sources") return to_numpy(owned(std::span<const std::int32_t>(batch.rows.sources)));
+    if (name == "rows") return to_numpy(owned(std::span<const std::int64_t>(batch.rows.rows)));
+    if (!facts) {
+      facts = reader->assemble(*batch.job);
+      batch.job = nullptr;
+    }
+    if (name == "cu_seqlens") return to_numpy(std::move(facts->cu_seqlens));
+    if (name == "segment_numbers") return to_numpy(std::move(facts->numbers));
+    if (name == "branches") return to_numpy(std::move(facts->branches));
+    if (name == "pairs") return to_numpy(std::move(facts->pairs));
+    if (name == "parents") return to_numpy(std::move(facts->parents));
+    if (name == "run_ends") return to_numpy(std::move(facts->run_ends));
+    if (name == "run_roles") return to_numpy(std::move(facts->run_roles));
+    if (name == "run_parts") return to_numpy(std::move(facts->run_parts));
+    if (name == "run_loss") return to_numpy(std::move(facts->run_loss));
+    if (name == "run_weights") return to_numpy(std::move(facts->run_weights));
+    throw py::key_error(std::string(name));
   }
 };
+
+struct PyStream {
+  std::size_t slot_size;
+  maskpipe::ColumnPlaces places;
+  maskpipe::Stream stream;
+};
+
+py::tuple to_tuple(const std::vector<std::int64_t>& values) {
+  py::tuple out(values.size());
+  for (std::size_t k = 0; k < values.size(); ++k) out[k] = values[k];
+  return out;
+}
+
+py::tuple to_tuple(const maskpipe::Place& place) {
+  return py::make_tuple(to_tuple(place.counts), to_tuple(place.credits), place.position, place.within);
+}
+
+maskpipe::Place place_of(const py::object& place) {
+  const auto fields = place.cast<py::tuple>();
+  if (fields.size() != 4) throw py::value_error("a place has counts, credits, position and within");
+  return {fields[0].cast<std::vector<std::int64_t>>(), fields[1].cast<std::vector<std::int64_t>>(),
+          integer(fields[2], "position"), integer(fields[3], "within")};
+}
 
 maskpipe::Decision decision(const py::object& policy, const py::object& weights) {
   maskpipe::Decision out{};
@@ -532,37 +586,17 @@ maskpipe::Decision decision(const py::object& policy, const py::object& weights)
 }
 
 void bind_reader(py::module_& m) {
-  py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
+  py::class_<maskpipe::Pool, std::shared_ptr<maskpipe::Pool>>(m, "Pool")
       .def(py::init([](const py::object& size) {
              const std::int64_t bytes = integer(size, "size");
              if (bytes < 1) throw py::value_error("size must be at least 1");
-             return std::make_shared<Pool>(static_cast<std::size_t>(bytes));
+             return std::make_shared<maskpipe::Pool>(static_cast<std::size_t>(bytes));
            }),
            "size"_a)
-      .def("take", &Pool::take);
-  py::class_<maskpipe::BatchFacts>(m, "BatchFacts")
-      .def(py::init<>())
-      .def(
-          "column",
-          [](maskpipe::BatchFacts& self, const std::string& name) -> py::object {
-            if (name == "cu_seqlens") return to_numpy(std::move(self.cu_seqlens));
-            if (name == "segment_numbers") return to_numpy(std::move(self.numbers));
-            if (name == "branches") return to_numpy(std::move(self.branches));
-            if (name == "pairs") return to_numpy(std::move(self.pairs));
-            if (name == "parents") return to_numpy(std::move(self.parents));
-            if (name == "run_ends") return to_numpy(std::move(self.run_ends));
-            if (name == "run_roles") return to_numpy(std::move(self.run_roles));
-            if (name == "run_parts") return to_numpy(std::move(self.run_parts));
-            if (name == "run_loss") return to_numpy(std::move(self.run_loss));
-            if (name == "run_weights") return to_numpy(std::move(self.run_weights));
-            throw py::key_error(name);
-          },
-          "name"_a)
-      .def("max_seqlen", [](const maskpipe::BatchFacts& self) { return self.max_seqlen; })
-      .def("n_loss", [](const maskpipe::BatchFacts& self) { return self.n_loss; })
-      .def("shared", [](const maskpipe::BatchFacts& self) { return self.shared; })
-      .def("step", [](const maskpipe::BatchFacts& self) {
-        return py::make_tuple(self.step_tokens, self.step_pairs, self.step_weight);
+      .def("take", [](maskpipe::Pool& pool) {
+        maskpipe::Slot slot = pool.take();
+        std::uint8_t* const memory = slot.memory;
+        return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(pool.size()), memory, keeper(std::move(slot)));
       });
   py::class_<maskpipe::Reader, std::shared_ptr<maskpipe::Reader>>(m, "Reader")
       .def(py::init([](const py::list& sources, const py::object& sequence_length, const py::object& threads,
@@ -608,37 +642,91 @@ void bind_reader(py::module_& m) {
                               static_cast<std::size_t>(integer(number, "number")));
           },
           "source"_a, "number"_a);
-  py::class_<PyJob>(m, "Job")
-      .def(py::init([](const std::shared_ptr<maskpipe::Reader>& reader, const py::object& sources,
-                       const py::object& rows, const py::object& step_sources, const py::object& step_rows,
-                       const py::object& tokens, const py::object& ids32, const py::object& ids,
-                       const py::object& labels, const py::object& targets, const py::object& positions,
-                       const py::object& segments, const py::object& weights, const py::object& roles) {
-             const auto row = view<std::int64_t>(rows, "rows");
-             const auto n = static_cast<std::size_t>(integer(tokens, "tokens"));
-             const maskpipe::BatchOut out{writable<std::int32_t>(ids32, "ids32", n),
-                                          writable<std::int64_t>(ids, "ids", n),
-                                          writable<std::int64_t>(labels, "labels", n),
-                                          writable<std::int64_t>(targets, "targets", n),
-                                          writable<std::int64_t>(positions, "positions", n),
-                                          writable<std::int32_t>(segments, "segments", n),
-                                          writable<float>(weights, "weights", n),
-                                          writable<std::uint8_t>(roles, "roles", n)};
-             if (n != row.size() * static_cast<std::size_t>(reader->sequence_length())) {
-               throw py::value_error("tokens must be rows * sequence_length, got " + std::to_string(n));
-             }
-             auto job = std::make_shared<maskpipe::Job>(
-                 maskpipe::Job::Rows{owned(view<std::int32_t>(sources, "sources")), owned(row)},
-                 maskpipe::Job::Rows{owned(view<std::int32_t>(step_sources, "step_sources")),
-                                     owned(view<std::int64_t>(step_rows, "step_rows"))},
-                 out);
-             reader->submit(job);
-             return std::unique_ptr<PyJob>(
-                 new PyJob{reader, job, {ids32, ids, labels, targets, positions, segments, weights, roles}});
-           }),
-           "reader"_a, "sources"_a, "rows"_a, "step_sources"_a, "step_rows"_a, "tokens"_a, "ids32"_a, "ids"_a,
-           "labels"_a, "targets"_a, "positions"_a, "segments"_a, "weights"_a, "roles"_a)
-      .def("wait", [](const PyJob& job) { return without_gil([&] { return job.reader->wait(*job.job); }); });
+  py::class_<PyDelivered>(m, "Delivered")
+      .def("column", &PyDelivered::column, "name"_a)
+      .def("place", [](const PyDelivered& self) { return to_tuple(self.batch.after); })
+      .def("numbers",
+           [](const PyDelivered& self) {
+             const maskpipe::RowTotals& own = self.batch.own;
+             return py::make_tuple(own.longest, own.tokens, own.shared);
+           })
+      .def("whole",
+           [](const PyDelivered& self) -> py::object {
+             if (!self.batch.whole) return py::none();
+             return py::make_tuple(self.batch.whole->tokens, self.batch.whole->pairs, self.batch.whole->weight);
+           })
+      .def("address", [](const PyDelivered& self) { return reinterpret_cast<std::uintptr_t>(self.batch.slot.memory); });
+  py::class_<PyStream>(m, "Stream")
+      .def(
+          py::init([](const std::shared_ptr<maskpipe::Reader>& reader, const py::object& rows, const py::object& blocks,
+                      const py::object& windows, bool shuffle, const py::object& keys, const py::object& global_batch,
+                      const py::object& ranks, const py::object& rank, const py::object& batch, bool pad, bool totals,
+                      const py::dict& columns, const py::object& size, const py::object& slots) {
+            maskpipe::RunShape shape{epoch_shapes(rows, blocks, windows, shuffle),
+                                     keys_of(keys),
+                                     integer(global_batch, "global_batch"),
+                                     integer(ranks, "ranks"),
+                                     integer(rank, "rank"),
+                                     integer(batch, "batch"),
+                                     pad,
+                                     totals};
+            maskpipe::ColumnPlaces places;
+            const auto at = [&](const char* name) {
+              return columns.contains(name) ? integer(columns[name], name) : std::int64_t{-1};
+            };
+            places = {at("ids32"),        at("input_ids"),   at("labels"),       at("targets"),
+                      at("position_ids"), at("segment_ids"), at("loss_weights"), at("role_ids")};
+            const auto bytes = static_cast<std::size_t>(integer(size, "size"));
+            std::function<maskpipe::Slot()> take;
+            if (py::isinstance<maskpipe::Pool>(slots)) {
+              take = [pool = slots.cast<std::shared_ptr<maskpipe::Pool>>()] { return pool->take(); };
+            } else {
+              auto give = std::shared_ptr<py::object>(new py::object(slots), [](py::object* held) {
+                const py::gil_scoped_acquire gil;
+                delete held;
+              });
+              take = [give, bytes] {
+                const py::gil_scoped_acquire gil;
+                return slot_of((*give)(), bytes);
+              };
+            }
+            return std::unique_ptr<PyStream>(
+                new PyStream{bytes, places, {reader, std::move(shape), places, std::move(take)}});
+          }),
+          "reader"_a, "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "global_batch"_a, "ranks"_a, "rank"_a,
+          "batch"_a, "pad"_a, "totals"_a, "columns"_a, "size"_a, "slots"_a)
+      .def(
+          "stand",
+          [](PyStream& self, const py::object& place, const py::object& rates, const py::object& end) {
+            maskpipe::Place from = place_of(place);
+            auto mix = owned(view<std::int64_t>(rates, "rates"));
+            const std::int64_t last = integer(end, "end");
+            without_gil([&] { self.stream.stand(std::move(from), std::move(mix), last); });
+          },
+          "place"_a, "rates"_a, "end"_a)
+      .def(
+          "plan",
+          [](const PyStream& self, const py::object& place) -> py::object {
+            std::optional<maskpipe::Planner::Plan> plan = self.stream.planner().plan(place_of(place));
+            if (!plan) return py::none();
+            return py::make_tuple(to_numpy(std::move(plan->slice.sources)), to_numpy(std::move(plan->slice.rows)),
+                                  to_tuple(plan->after));
+          },
+          "place"_a)
+      .def("submit", [](PyStream& self) { return without_gil([&] { return self.stream.submit(); }); })
+      .def("ahead", [](const PyStream& self) { return without_gil([&] { return self.stream.ahead(); }); })
+      .def(
+          "next",
+          [](PyStream& self, const py::object& depth) -> std::unique_ptr<PyDelivered> {
+            const std::int64_t n = integer(depth, "depth");
+            if (n < 0) throw py::value_error("depth must be at least 0");
+            auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
+            if (!batch) return nullptr;
+            py::capsule keep = keeper(maskpipe::Slot(batch->slot));
+            return std::unique_ptr<PyDelivered>(
+                new PyDelivered{self.stream.reader(), std::move(*batch), self.places, std::move(keep), std::nullopt});
+          },
+          "depth"_a);
 }
 
 }  // namespace

@@ -144,15 +144,16 @@ class Decoder {
       wrong("row " + std::to_string(r) + ": " + std::to_string(n_loss) + " tokens have loss, n_loss says " +
             std::to_string(n_loss_[r]));
     }
-    out.losses.push_back(loss_of(r, out));
+    out.totals.push_back(totals_of(r, start, out));
     out.run_offsets.push_back(static_cast<std::int32_t>(out.runs.size()));
     out.document_offsets.push_back(static_cast<std::int32_t>(out.document_ends.size()));
   }
 
  private:
   // Of the row whose runs were pushed last.
-  RowLoss loss_of(std::size_t r, const Block& out) const {
-    RowLoss sum{};
+  RowTotals totals_of(std::size_t r, std::int32_t documents_end, const Block& out) const {
+    RowTotals sum{};
+    sum.longest = static_cast<std::int32_t>(length_) - documents_end;
     std::int32_t start = 0;
     for (auto q = static_cast<std::size_t>(out.run_offsets.back()); q < out.runs.size(); ++q) {
       const Run& run = out.runs[q];
@@ -162,9 +163,13 @@ class Decoder {
       }
       start = run.end;
     }
+    start = 0;
     for (auto d = static_cast<std::size_t>(row_documents_[r]); d < static_cast<std::size_t>(row_documents_[r + 1]);
          ++d) {
       sum.pairs += out.branches[d] == branch::chosen;
+      sum.shared |= !parents_.empty() && parents_[d] > 0;
+      sum.longest = std::max(sum.longest, document_ends_[d] - start);
+      start = document_ends_[d];
     }
     return sum;
   }
@@ -281,10 +286,18 @@ class Decoder {
 
 }  // namespace
 
+void RowTotals::add(const RowTotals& other) {
+  tokens += other.tokens;
+  pairs += other.pairs;
+  weight += other.weight;
+  longest = std::max(longest, other.longest);
+  shared |= other.shared;
+}
+
 std::int64_t Block::bytes() const {
   return static_cast<std::int64_t>(sizeof(Block) + run_offsets.capacity() * 8 + runs.capacity() * sizeof(Run) +
                                    document_ends.capacity() * 4 + branches.capacity() + pairs.capacity() * 8 +
-                                   parents.capacity() * 4 + losses.capacity() * sizeof(RowLoss));
+                                   parents.capacity() * 4 + totals.capacity() * sizeof(RowTotals));
 }
 
 RowFacts Block::row(std::size_t number) const {
@@ -331,7 +344,7 @@ Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& pla
     }
   }
   out.run_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
-  out.losses.reserve(static_cast<std::size_t>(expected_rows));
+  out.totals.reserve(static_cast<std::size_t>(expected_rows));
   out.document_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
   out.run_offsets.push_back(0);
   out.document_offsets.push_back(0);

@@ -20,11 +20,15 @@ struct Run {
   std::uint8_t role, part, loss;
 };
 
-// What one row adds to the denominators of a step.
-struct RowLoss {
-  std::int32_t tokens;  // with loss
-  std::int32_t pairs;
-  double weight;  // of the loss of all its tokens
+// What one row holds; of several rows, the sums, the longest and whether any.
+struct RowTotals {
+  std::int64_t tokens = 0;  // with loss
+  std::int64_t pairs = 0;
+  double weight = 0;         // of the loss of all its tokens
+  std::int32_t longest = 0;  // tokens of its longest segment; padding at the end is one
+  bool shared = false;       // does a branch continue a prompt?
+
+  void add(const RowTotals& other);
 };
 
 // What the loader makes of the facts.
@@ -49,7 +53,7 @@ struct Block {
   std::vector<std::int64_t> pairs;          // [documents] -1 for none; empty when no document has one
   std::vector<std::int32_t> parents;  // [documents] places back to the prompt that it continues, 0 for none; empty
                                       // when no document has one
-  std::vector<RowLoss> losses;        // [rows]
+  std::vector<RowTotals> totals;      // [rows]
 
   RowFacts row(std::size_t number) const;
   std::int64_t rows() const { return static_cast<std::int64_t>(run_offsets.size()) - 1; }

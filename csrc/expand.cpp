@@ -24,15 +24,19 @@ MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size, std::int64_t f
   for (std::int64_t k = 0; k < size; ++k) out[k] = from + k;
 }
 
-void labels_of(std::span<const std::int32_t> ids, std::span<const Run> runs, std::int64_t* out) {
-  std::int32_t start = 0;
-  for (const Run& run : runs) {
-    if (run.loss) {
-      widen(ids.data() + start, out + start, run.end - start);
+// out[k - shift] is the id of token k where it has loss, for all k but the first `shift`.
+MASKPIPE_WIDE void labels_of(const std::int32_t* ids, const Run* runs, std::size_t n, std::int32_t shift,
+                             std::int64_t* out) {
+  std::int32_t start = shift;
+  for (std::size_t r = 0; r < n; ++r) {
+    const std::int32_t end = runs[r].end;
+    std::int64_t* const to = out - shift;
+    if (runs[r].loss) {
+      for (std::int32_t k = start; k < end; ++k) to[k] = ids[k];
     } else {
-      std::fill(out + start, out + run.end, no_label);
+      for (std::int32_t k = start; k < end; ++k) to[k] = no_label;
     }
-    start = run.end;
+    start = std::max(start, end);
   }
 }
 
@@ -52,18 +56,9 @@ void expand_row(std::span<const std::int32_t> ids, const RowFacts& facts, const 
   const std::span<const Run> runs = facts.runs;
   if (out.ids32) std::memcpy(out.ids32, ids.data(), ids.size_bytes());
   if (out.ids) widen(ids.data(), out.ids, length);
-  if (out.labels) labels_of(ids, runs, out.labels);
+  if (out.labels) labels_of(ids.data(), runs.data(), runs.size(), 0, out.labels);
   if (out.targets) {
-    std::int32_t start = 0;
-    for (const Run& run : runs) {  // the target of a place is the token after it
-      const std::int32_t first = std::max(start, 1);
-      if (run.loss) {
-        widen(ids.data() + first, out.targets + first - 1, run.end - first);
-      } else {
-        std::fill(out.targets + first - 1, out.targets + run.end - 1, no_label);
-      }
-      start = run.end;
-    }
+    labels_of(ids.data(), runs.data(), runs.size(), 1, out.targets);
     out.targets[length - 1] = no_label;
   }
   if (out.positions || out.segments) {

@@ -44,7 +44,7 @@ struct Reader::Shard {
 Job::Job(Rows rows, Rows step, BatchOut out)
     : rows_(std::move(rows)),
       step_(std::move(step)),
-      losses_(step_.rows.size()),
+      of_step_(step_.rows.size()),
       out_(out),
       blocks_(rows_.rows.size()),
       places_(rows_.rows.size()) {
@@ -80,7 +80,8 @@ Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, 
   auto padding = std::make_shared<Block>();
   padding->run_offsets = {0, 1};
   padding->document_offsets = {0, 0};
-  padding->losses = {{0, 0, 0.0}};
+  padding->totals.resize(1);
+  padding->totals[0].longest = static_cast<std::int32_t>(options.sequence_length);
   padding->runs = {{static_cast<std::int32_t>(options.sequence_length), 0.0F, role::padding, part::none, 0}};
   padding_ = std::move(padding);
   // Signals are the main thread's: Python handles them there.
@@ -150,20 +151,28 @@ void Reader::work() {
   }
 }
 
-BatchFacts Reader::wait(Job& job) {
+RowTotals Job::totals() const {
+  RowTotals out;
+  for (std::size_t k = 0; k < blocks_.size(); ++k) out.add(blocks_[k]->totals[static_cast<std::size_t>(places_[k])]);
+  return out;
+}
+
+RowTotals Job::step_totals() const {
+  RowTotals out;
+  for (const RowTotals& row : of_step_) out.add(row);
+  return out;
+}
+
+void Reader::wait(Job& job) {
   if (threads_.empty()) {
-    Scratch scratch;
-    run(job, 0, job.size(), scratch);
+    run(job, 0, job.size(), own_);
     if (!job.error_.empty()) throw std::runtime_error(job.error_);
-    return assemble(job);
+    return;
   }
-  {
-    std::unique_lock lock(queue_mutex_);
-    job_done_.wait(lock, [&] { return job.done_ == job.size() || job.cancelled_; });
-    if (job.cancelled_) throw std::logic_error("the job was cancelled");
-    if (!job.error_.empty()) throw std::runtime_error(job.error_);
-  }
-  return assemble(job);
+  std::unique_lock lock(queue_mutex_);
+  job_done_.wait(lock, [&] { return job.done_ == job.size() || job.cancelled_; });
+  if (job.cancelled_) throw std::logic_error("the job was cancelled");
+  if (!job.error_.empty()) throw std::runtime_error(job.error_);
 }
 
 void Reader::cancel(Job& job) {
@@ -207,7 +216,7 @@ void Reader::row(Job& job, std::size_t k, Scratch& scratch) {
     expand_row({ids, static_cast<std::size_t>(length)}, padding_->row(0), columns);
     return;
   }
-  const Place place = find(source, job.rows_.rows[k]);
+  const Found place = find(source, job.rows_.rows[k]);
   explained(place, [&] {
     Shard& shard = *place.shard;
     open(shard, scratch);
@@ -224,17 +233,17 @@ void Reader::row(Job& job, std::size_t k, Scratch& scratch) {
 void Reader::facts_of_step(Job& job, std::size_t k, Scratch& scratch) {
   const std::int32_t source = job.step_.sources[k];
   if (source == -1) return;
-  const Place place = find(source, job.step_.rows[k]);
+  const Found place = find(source, job.step_.rows[k]);
   explained(place, [&] {
     Shard& shard = *place.shard;
     open(shard, scratch);
     const auto block_at = static_cast<std::size_t>(place.row / shard.source.batch_rows);
-    job.losses_[k] =
-        block(shard, block_at, scratch)->losses[static_cast<std::size_t>(place.row % shard.source.batch_rows)];
+    job.of_step_[k] =
+        block(shard, block_at, scratch)->totals[static_cast<std::size_t>(place.row % shard.source.batch_rows)];
   });
 }
 
-Reader::Place Reader::find(std::int32_t source, std::int64_t row) {
+Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
   const auto s = static_cast<std::size_t>(source);
   const std::vector<std::int64_t>& ends = ends_[s];
   const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row) - ends.begin());
@@ -258,13 +267,13 @@ Reader::Place Reader::find(std::int32_t source, std::int64_t row) {
 
 // What goes wrong while `call` reads the row of a place, said as an error of that row.
 template <typename Call>
-void Reader::explained(const Place& place, Call call) {
+void Reader::explained(const Found& found, Call call) {
   try {
     call();
   } catch (const WrongBytes& wrong) {
-    throw std::runtime_error(describe(*place.shard, place.row, wrong));
+    throw std::runtime_error(describe(*found.shard, found.row, wrong));
   } catch (const std::invalid_argument& wrong) {
-    throw std::runtime_error(place.shard->file.path() + ": row " + std::to_string(place.row) + ": " + wrong.what());
+    throw std::runtime_error(found.shard->file.path() + ": row " + std::to_string(found.row) + ": " + wrong.what());
   }
 }
 
@@ -366,13 +375,11 @@ BatchFacts Reader::assemble(const Job& job) const {
     std::int32_t number = 1;
     const auto segment = [&](std::int32_t end, std::int32_t as, std::uint8_t branch, std::int64_t pair,
                              std::int32_t parent) {
-      out.max_seqlen = std::max(out.max_seqlen, base + end - out.cu_seqlens.back());
       out.cu_seqlens.push_back(base + end);
       out.numbers.push_back(as);
       out.branches.push_back(branch);
       out.pairs.push_back(pair);
       out.parents.push_back(parent);
-      out.shared |= parent > 0;
     };
     for (auto d = static_cast<std::size_t>(block.document_offsets[r]);
          d < static_cast<std::size_t>(block.document_offsets[r + 1]); ++d) {
@@ -389,19 +396,6 @@ BatchFacts Reader::assemble(const Job& job) const {
       out.run_loss.push_back(run.loss);
       out.run_weights.push_back(run.weight);
     }
-    out.n_loss += block.losses[r].tokens;
-  }
-  const auto add = [&](const RowLoss& loss) {
-    out.step_tokens += loss.tokens;
-    out.step_pairs += loss.pairs;
-    out.step_weight += loss.weight;
-  };
-  if (job.step_.rows.empty()) {
-    for (std::size_t k = 0; k < job.rows_.rows.size(); ++k) {
-      add(job.blocks_[k]->losses[static_cast<std::size_t>(job.places_[k])]);
-    }
-  } else {
-    std::ranges::for_each(job.losses_, add);
   }
   return out;
 }

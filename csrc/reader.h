@@ -57,12 +57,6 @@ struct BatchFacts {
   std::vector<std::int32_t> run_ends;    // [runs]
   std::vector<std::uint8_t> run_roles, run_parts, run_loss;  // [runs]
   std::vector<float> run_weights;                            // [runs]
-  std::int32_t max_seqlen = 0;
-  std::int64_t n_loss = 0;  // tokens with loss
-  bool shared = false;      // does any segment continue a prompt?
-  // Tokens with loss, pairs and Σ weights of the rows of the whole step (Job: `step`), summed in their order.
-  std::int64_t step_tokens = 0, step_pairs = 0;
-  double step_weight = 0;
 };
 
 class Reader;
@@ -79,12 +73,16 @@ class Job {
   // is summed, which other batches and ranks have too; of them only facts are read.
   Job(Rows rows, Rows step, BatchOut out);
 
+  // Once it was waited for: of its rows, and of those of the step, summed in their order.
+  RowTotals totals() const;
+  RowTotals step_totals() const;
+
  private:
   friend class Reader;
   std::size_t size() const { return rows_.rows.size() + step_.rows.size(); }
 
   Rows rows_, step_;
-  std::vector<RowLoss> losses_;  // [step]
+  std::vector<RowTotals> of_step_;  // [step]
   BatchOut out_;
   std::vector<std::shared_ptr<const Block>> blocks_;  // per row
   std::vector<std::int32_t> places_;                  // row of the block, per row
@@ -106,9 +104,13 @@ class Reader {
   // std::invalid_argument when a row or source does not exist. What `out` points to must stay until wait() or cancel().
   void submit(const std::shared_ptr<Job>& job);
 
-  // The facts of a finished batch, whose columns are then filled. std::runtime_error when a shard is not what the
-  // manifest says, naming shard, region and rows; then nothing of the batch may be used.
-  BatchFacts wait(Job& job);
+  // Returns when the columns of a batch are filled. std::runtime_error when a shard is not what the manifest says,
+  // naming shard, region and rows; then nothing of the batch may be used. Without threads it does the work, and one
+  // job at a time may be waited for.
+  void wait(Job& job);
+
+  // The facts of a batch that was waited for.
+  BatchFacts assemble(const Job& job) const;
 
   // Returns when no thread works on it any more.
   void cancel(Job& job);
@@ -127,7 +129,7 @@ class Reader {
 
  private:
   struct Shard;
-  struct Place {
+  struct Found {
     Shard* shard;
     std::int64_t row;  // of the shard
   };
@@ -140,14 +142,13 @@ class Reader {
   void run(Job& job, std::size_t first, std::size_t last, Scratch& scratch);
   void row(Job& job, std::size_t k, Scratch& scratch);
   void facts_of_step(Job& job, std::size_t k, Scratch& scratch);
-  Place find(std::int32_t source, std::int64_t row);
+  Found find(std::int32_t source, std::int64_t row);
   template <typename Call>
-  void explained(const Place& place, Call call);
+  void explained(const Found& found, Call call);
   std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
   void open(Shard& shard, Scratch& scratch);
   void read_places(Shard& shard, Scratch& scratch);
-  BatchFacts assemble(const Job& job) const;
   std::string describe(Shard& shard, std::int64_t row, const WrongBytes& wrong) const;
 
   ReaderOptions options_;
@@ -168,6 +169,7 @@ class Reader {
   std::deque<std::shared_ptr<Job>> queue_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;
+  Scratch own_;  // of wait() without threads
   std::int64_t process_;
   std::atomic<std::int64_t> decoded_ = 0;
 };

@@ -19,10 +19,6 @@ std::int64_t length_of(std::int64_t file_size, std::int64_t unit, std::int64_t n
   return std::min(unit, file_size - number * unit);
 }
 
-std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length) {
-  return static_cast<std::uint32_t>(xxh3(bytes, static_cast<std::size_t>(length)));
-}
-
 void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
   std::int64_t done = 0;
   while (done < length) {

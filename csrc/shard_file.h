@@ -1,8 +1,8 @@
 // The bytes of one shard, proved before they are used.
 //
 // The first time a region (1 MiB) is touched it is read whole and compared with the manifest's hash. From the proved
-// bytes a 32-bit seal per page (2 KiB) is kept, and every later read compares the pages it uses with their seals: so
-// what changes after the first look is found too, without reading a region again. 2 KiB of seals per MiB touched.
+// bytes a 32-bit seal per page (1 KiB) is kept, and every later read compares the pages it uses with their seals: so
+// what changes after the first look is found too, without reading a region again. 4 KiB of seals per MiB touched.
 #pragma once
 
 #include <atomic>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ipc.h"
+#include "seal.h"
 
 namespace maskpipe {
 
@@ -20,7 +21,6 @@ enum class Verify { every_read, first_touch, off };
 enum class Io { pread, mmap };
 
 inline constexpr std::int64_t region_size = 1 << 20;  // F9
-inline constexpr std::int64_t page_size = 1 << 11;
 
 // An open file; closed with its last owner.
 struct OpenFile {

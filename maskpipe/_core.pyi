@@ -4,8 +4,8 @@ Arrays are one-dimensional, contiguous and of exactly the dtype given here, else
 argument; results are fresh arrays. Wrong values are ValueError, saying where. The GIL is released while working.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, SupportsIndex, overload
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -294,23 +294,6 @@ class Pool:
     def take(self) -> _UInt8:
         """[size], aligned to 64 bytes, with whatever was in it."""
 
-class BatchFacts:
-    """What has no fixed size, over the rows of a batch as one line of tokens."""
-
-    def __init__(self) -> None: ...
-    def column(self, name: str) -> npt.NDArray[np.generic]:
-        """cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64 [segments];
-        run_ends int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]. Moved out: ask for each
-        once."""
-
-    def max_seqlen(self) -> int: ...
-    def n_loss(self) -> int: ...
-    def shared(self) -> bool:
-        """Does any segment continue a prompt?"""
-
-    def step(self) -> tuple[int, int, float]:
-        """Tokens with loss, pairs and the sum of weights of the rows of the step; of the batch when none were given."""
-
 class Reader:
     """Reads rows of datasets in threads of its own."""
 
@@ -334,29 +317,67 @@ class Reader:
     def close_file(self, source: SupportsIndex, number: SupportsIndex) -> None:
         """Gives up the open file of a shard; it is opened again when it is needed. IndexError when there is none."""
 
-class Job:
-    """A batch on its way. When it goes, it waits until no thread writes to its columns."""
+# csrc/stream.h
+
+_Place = tuple[tuple[int, ...], tuple[int, ...], int, int]
+"""counts, credits, position, within"""
+
+class Delivered:
+    """A batch that is read and proved."""
+
+    def column(self, name: str) -> npt.NDArray[Any] | None:
+        """A dense column [rows, sequence_length] over the batch's memory, None when it was not asked for: ids32,
+        input_ids, labels, targets, position_ids, segment_ids, loss_weights, role_ids. Or sources int32, rows int64
+        [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64 [segments];
+        run_ends int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]: ask for each of these once."""
+
+    def place(self) -> _Place:
+        """Where the run stands after it."""
+
+    def numbers(self) -> tuple[int, int, bool]:
+        """Tokens of the longest segment, tokens with loss, and whether a segment continues a prompt."""
+
+    def whole(self) -> tuple[int, int, float] | None:
+        """Of its global batch on all ranks: tokens with loss, pairs, sum of weights."""
+
+    def address(self) -> int:
+        """Where its memory begins."""
+
+class Stream:
+    """Batches of a run, one after the other. Stand somewhere before anything else."""
 
     def __init__(
         self,
         reader: Reader,
-        sources: _Int32,
         rows: _Int64,
-        step_sources: _Int32,
-        step_rows: _Int64,
-        tokens: SupportsIndex,
-        ids32: _Int32 | None,
-        ids: _Int64 | None,
-        labels: _Int64 | None,
-        targets: _Int64 | None,
-        positions: _Int64 | None,
-        segments: _Int32 | None,
-        weights: npt.NDArray[np.float32] | None,
-        roles: _UInt8 | None,
+        blocks: _Int64,
+        windows: _Int64,
+        shuffle: bool,
+        keys: npt.NDArray[np.uint64],
+        global_batch: SupportsIndex,
+        ranks: SupportsIndex,
+        rank: SupportsIndex,
+        batch: SupportsIndex,
+        pad: bool,
+        totals: bool,
+        columns: dict[str, int],
+        size: SupportsIndex,
+        slots: Pool | Callable[[], _UInt8],
     ) -> None:
-        """Begins to read; columns are [tokens] = rows * sequence_length, source -1 gives a row of padding. Of the
-        rows of the step, which other batches and ranks have too, only facts are read."""
+        """rows to keys as for rows_at. columns: where each that is wanted begins in a piece of `size` bytes, which
+        slots gives."""
 
-    def wait(self) -> BatchFacts:
-        """Once the columns are filled. RuntimeError, naming shard, region and rows, when a byte is not what it should
-        be."""
+    def stand(self, place: _Place, rates: _Int64, end: SupportsIndex) -> None:
+        """Goes on from a place. rates: of the mixture; end: sum of the counts where the pass ends, -1 for never."""
+
+    def plan(self, place: _Place) -> tuple[_Int32, _Int64, _Place] | None:
+        """Sources and rows of this rank's slice of the global batch after a place, and the place after it; None at the
+        end of the pass."""
+
+    def submit(self) -> bool:
+        """Begins to read one more batch; False at the end of the pass."""
+
+    def ahead(self) -> int: ...
+    def next(self, depth: SupportsIndex) -> Delivered | None:
+        """The oldest batch, with `depth` on their way; None at the end of the pass. RuntimeError, naming shard, region
+        and rows, when a byte is not what it should be."""

@@ -17,7 +17,7 @@ from maskpipe import _core
 from tests.reference import order as slow
 
 pytest.importorskip("torch")
-from maskpipe.data.order import MAX_RATES, Order, Place, epoch_key, shares_of, whole_rates
+from maskpipe.data.order import MAX_RATES, epoch_key, shapes_of, shares_of, whole_rates
 from maskpipe.errors import UsageError
 
 LONG = os.environ.get("MASKPIPE_LONG") == "1"
@@ -172,9 +172,22 @@ def test_shares_are_exact_and_in_the_unit_asked_for() -> None:
 
 def test_setting_up_costs_no_table() -> None:
     key = tuple(epoch_key(0, "x"))
-    order = Order((10**12, 10**9), (3, 1), (key, key[::-1]), True)
-    place = Place((10**11, 5), (0, 0))
-    sources, rows, after = order.take(place, 64, 16, 32)
-    again = order.take(place, 64, 0, 64)
-    assert (sources.tolist(), rows.tolist()) == (again[0][16:32].tolist(), again[1][16:32].tolist())
-    assert after == again[2] and sum(after.counts) - sum(place.counts) == 64
+    rows = (10**12, 10**9)
+    fake = [("/", ["x"], np.array([1]), np.array([n]), ["0" * 16], 1, 0) for n in rows]
+    reader = _core.Reader(fake, 8, 0, "off", "pread", True, 0, 1, None, np.ones(256 * 8, np.float32))
+
+    def plan(ranks: int, rank: int) -> tuple[list[int], list[int], object]:
+        keys = np.array([key, key[::-1]], np.uint64).ravel()
+        shapes = shapes_of(rows, 0, 1)
+        stream = _core.Stream(
+            reader, *shapes, True, keys, 64, ranks, rank, 64 // ranks, False, True, {"input_ids": 0}, 4096,
+            _core.Pool(4096),
+        )  # fmt: skip
+        stream.stand(((0, 0), (0, 0), 0, 0), np.array([3, 1]), -1)
+        planned = stream.plan(((10**11, 5), (0, 0), 10**11 + 5, 0))
+        assert planned is not None
+        return planned[0].tolist(), planned[1].tolist(), planned[2]
+
+    sources, at, after = plan(1, 0)
+    assert plan(4, 1) == (sources[16:32], at[16:32], after)
+    assert after == ((10**11 + 48, 5 + 16), (0, 0), 10**11 + 5 + 64, 0)

@@ -10,11 +10,8 @@ operations on whatever device the batch is on, when it is first used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +22,9 @@ IGNORE = -100
 """The label of a token without loss: what torch and transformers ignore."""
 
 
+_DENSE = ("ids32", "input_ids", "labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
+"""Columns that the core makes when asked."""
+_HOST = ("sources", "rows")
 _FLAT = (
     "cu_seqlens", "segment_numbers", "branches", "pairs", "parents", "run_ends", "run_roles", "run_parts", "run_loss",
     "run_weights",
@@ -41,7 +41,28 @@ class Step(NamedTuple):
     """Of the loss of all tokens: Σ loss_weights."""
 
 
-@dataclass(eq=False)
+Place = tuple[tuple[int, ...], tuple[int, ...], int, int]
+"""Where a loader stands, as the core says it: counts and credits of the sources, position, within."""
+
+
+class Numbers(NamedTuple):
+    """What is known of a batch without looking at a tensor; see the properties of Batch."""
+
+    max_seqlen: int
+    n_loss: int
+    shared: bool = False
+    step: Step | None = None
+    place: Place | None = None
+
+
+class Run(NamedTuple):
+    """What all batches of a pass have in common."""
+
+    shape: tuple[int, int]
+    replicas: int = 1
+    state_at: Callable[[Place], dict[str, Any]] | None = None
+
+
 class Batch:
     """B packed rows of L tokens. S segments are the documents of all rows in order, and padding at the end of a row.
 
@@ -74,29 +95,56 @@ class Batch:
     Of the runs, stretches of equal facts:
       run_ends int32 [R] over the batch as one line;  run_roles, run_parts, run_loss (0 or 1) uint8 [R];
       run_weights float32 [R]
+
+    Tensors are made when they are first used: from what the loader's threads wrote where that was asked for (Loader:
+    columns), else by a few torch operations.
     """
 
-    input_ids: Tensor
-    max_seqlen: int
-    """Tokens of the longest segment."""
-    n_loss: int
-    """Tokens with loss: labels that are not -100."""
-    facts: _core.BatchFacts = field(repr=False)
-    """Where the tensors of segments and runs come from when they are first used."""
-    origin: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] = field(repr=False)
-    """See sources and rows."""
-    shared: bool = False
-    """Does any segment continue a prompt that stands before it?"""
-    step: Step | None = field(default=None, repr=False)
-    """Of the whole global batch that this batch is a part of; None where the loader does not know it."""
-    replicas: int = field(default=1, repr=False)
-    """Ranks that share the global batch."""
-    state: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
-    """The loader's state after this batch, whatever was read ahead since."""
-    dense: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    """Dense tensors made so far."""
-    flat: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    """Tensors of segments and runs used so far."""
+    __slots__ = ("_given", "_known", "_run", "_tensors")
+
+    def __init__(
+        self, given: _core.Delivered | None, run: Run, tensors: dict[str, Tensor], known: Numbers | None = None
+    ) -> None:
+        """given: what the loader read; else `known` is there, and in `tensors` what others cannot be derived from."""
+        self._given = given
+        self._run = run
+        self._tensors = tensors
+        self._known = known
+
+    @property
+    def input_ids(self) -> Tensor:
+        return self._dense("input_ids", lambda: self._fact("ids32").long())
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest segment."""
+        return self._numbers.max_seqlen
+
+    @property
+    def n_loss(self) -> int:
+        """Tokens with loss: labels that are not -100."""
+        return self._numbers.n_loss
+
+    @property
+    def shared(self) -> bool:
+        """Does any segment continue a prompt that stands before it?"""
+        return self._numbers.shared
+
+    @property
+    def step(self) -> Step | None:
+        """Of the whole global batch that this batch is a part of; None where the loader does not know it."""
+        return self._numbers.step
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that share the global batch."""
+        return self._run.replicas
+
+    def state(self) -> dict[str, Any]:
+        """The loader's state after this batch, whatever was read ahead since. UsageError for a batch of no loader."""
+        if self._run.state_at is None or self._numbers.place is None:
+            raise UsageError("this batch comes from no loader, so there is no state after it")
+        return self._run.state_at(self._numbers.place)
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -141,12 +189,12 @@ class Batch:
     @property
     def sources(self) -> Tensor:
         """[B] int32 index of the dataset, -1 for a row of padding; on the CPU."""
-        return torch.from_numpy(self.origin[0])
+        return self._fact("sources")
 
     @property
     def rows(self) -> Tensor:
         """[B] int64 row of the dataset, -1 for a row of padding; on the CPU."""
-        return torch.from_numpy(self.origin[1])
+        return self._fact("rows")
 
     @property
     def labels(self) -> Tensor:
@@ -230,7 +278,8 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        return self.input_ids.device
+        ids = self._tensors.get("ids32")
+        return (self.input_ids if ids is None else ids).device
 
     @property
     def padding_rows(self) -> int:
@@ -243,14 +292,26 @@ class Batch:
         return bool(((self.run_loss > 0) & (self.run_weights != 1)).any())
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return self._run.shape[0]
+
+    def __repr__(self) -> str:
+        rows, length = self._run.shape
+        return f"Batch({rows} rows of {length} tokens, {self.n_loss} with loss)"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device; what is not asked for later is not made there."""
-        ids = self.input_ids.to(device, non_blocking=non_blocking)
-        flat = {name: self._fact(name).to(device, non_blocking=non_blocking) for name in _FLAT}
-        dense = {name: value.to(device, non_blocking=non_blocking) for name, value in self.dense.items()}
-        return replace(self, input_ids=ids, flat=flat, dense=dense)
+        for name in (*_DENSE, *_FLAT, *_HOST):
+            self._read(name)
+        moved = {
+            name: value if name in _HOST else value.to(device, non_blocking=non_blocking)
+            for name, value in self._tensors.items()
+        }
+        return Batch(None, self._run, moved, self._numbers)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those made so far, by name."""
+        return self._tensors
 
     def as_hf(
         self,
@@ -384,15 +445,34 @@ class Batch:
                     "shifted labels cannot say; make the loss from LossPlan.from_batch(batch)"
                 )
 
+    @property
+    def _numbers(self) -> Numbers:
+        if self._known is None:
+            assert self._given is not None
+            whole = self._given.whole()
+            step = None if whole is None else Step(*whole)
+            self._known = Numbers(*self._given.numbers(), step, self._given.place())
+        return self._known
+
+    def _read(self, name: str) -> Tensor | None:
+        """A tensor that was made before, or that the core made."""
+        tensor = self._tensors.get(name)
+        if tensor is None and self._given is not None:
+            column = self._given.column(name)
+            if column is not None:
+                tensor = self._tensors[name] = torch.from_numpy(column)
+        return tensor
+
     def _fact(self, name: str) -> Tensor:
-        if name not in self.flat:
-            self.flat[name] = torch.from_numpy(self.facts.column(name))
-        return self.flat[name]
+        tensor = self._read(name)
+        assert tensor is not None, name
+        return tensor
 
     def _dense(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        if name not in self.dense:
-            self.dense[name] = make()
-        return self.dense[name]
+        tensor = self._read(name) if name in _DENSE else self._tensors.get(name)
+        if tensor is None:
+            tensor = self._tensors[name] = make()
+        return tensor
 
     def _runs(self, values: Tensor) -> Tensor:
         return self._spread(values, self.run_ends.diff(prepend=self.run_ends.new_zeros(1)))

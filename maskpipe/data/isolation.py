@@ -19,11 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from maskpipe.data.batch import Batch
+from maskpipe.data.batch import Batch, Numbers, Run
 from maskpipe.data.model import accepted, default_device, first_line, load_model
 from maskpipe.errors import UsageError
 from maskpipe.roles import Part, Role
@@ -199,15 +198,8 @@ def _packed(config: Any, length: int, seed: int) -> Batch:
         "run_loss": torch.ones(1, dtype=torch.uint8),
         "run_weights": torch.ones(1),
     }
-    none: Any = None  # no dataset behind it: all facts are given
-    return Batch(
-        input_ids=_draw(config, 2 * length, seed).view(2, length),
-        max_seqlen=max(end - start for start, end in pairwise([0, *ends])),
-        n_loss=2 * length,
-        facts=none,
-        origin=(np.zeros(2, np.int32), np.arange(2)),
-        flat=flat,
-    )
+    known = Numbers(max_seqlen=max(end - start for start, end in pairwise([0, *ends])), n_loss=2 * length)
+    return Batch(None, Run((2, length)), {"input_ids": _draw(config, 2 * length, seed).view(2, length), **flat}, known)
 
 
 def _draw(config: Any, count: int, seed: int) -> Tensor:

@@ -13,11 +13,11 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from maskpipe import _core
 from maskpipe.data import ranks
 from maskpipe.data.ahead import Ahead, Held
-from maskpipe.data.batch import Batch, Step
+from maskpipe.data.batch import Batch, Place, Run
 from maskpipe.data.decision import decide
-from maskpipe.data.order import Order, Place, epoch_key, shares_of, whole_rates
+from maskpipe.data.order import epoch_key, shapes_of, shares_of, whole_rates
 from maskpipe.data.slots import Columns, slots_for
 from maskpipe.data.state import SourceState, State, match
 from maskpipe.errors import DatasetError, UsageError
@@ -44,54 +44,9 @@ from maskpipe.shards.reader import REPAIR, Dataset
 
 OPEN_FILES = 256
 """Shards kept open at the same time; others are opened again when they are needed."""
-_COLUMNS = {
-    "labels": "labels", "targets": "targets", "position_ids": "positions", "segment_ids": "segments",
-    "loss_weights": "weights", "role_ids": "roles",
-}  # fmt: skip
-
-_NO_ROWS = (np.zeros(0, np.int32), np.zeros(0, np.int64))
+_COLUMNS = ("labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
 
 Source = str | Path | Dataset
-
-
-class _Cursor(NamedTuple):
-    """What changes in the state of a pass from batch to batch; see State."""
-
-    counts: tuple[int, ...]
-    credits: tuple[int, ...]
-    position: int
-    within: int
-
-
-@dataclass
-class _Global:
-    """A global batch that is planned."""
-
-    sources: npt.NDArray[np.int32]
-    """[slice] of this rank; rows likewise."""
-    rows: npt.NDArray[np.int64]
-    after: _Cursor
-    of_step: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] | None
-    """Sources and rows of all ranks, where they are more than one batch's and the loader is to look at them."""
-    step: Step | None = None
-    begun: bool = False
-
-
-@dataclass
-class _Pending:
-    """A batch that threads are reading."""
-
-    job: _core.Job
-    memory: npt.NDArray[np.uint8]
-    columns: dict[str, npt.NDArray[Any] | None]
-    sources: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int64]
-    after: _Cursor
-    held: Held | None
-    """Shards of remote datasets; goes after the job, which waits for its threads."""
-    whole: _Global
-    first: bool
-    """Does it look at the facts of the whole global batch?"""
 
 
 class Loader(IterableDataset[Any]):
@@ -210,8 +165,7 @@ class Loader(IterableDataset[Any]):
         self._step_totals = step_totals
         self._columns = Columns(self.batch_size * self.sequence_length, _column_names(columns, expand))
         self._ended = False
-        self._pending: deque[_Pending] = deque()
-        self._now: _Cursor
+        self._last: _core.Delivered | None
         self._stand(self._fresh())
         self._start()
 
@@ -230,22 +184,23 @@ class Loader(IterableDataset[Any]):
             self._start()
         if self._ended:
             raise StopIteration
-        self._plan_ahead()
-        if not self._pending:
-            self._ended = True
-            self._stand(self._next_pass(_state_at(self._base, self._now)))
-            self._restart_plan()
-            raise StopIteration
-        pending = self._pending.popleft()
-        self._plan_ahead(wait=False)
+        held = None if self._ahead is None else self._hold_ahead()
         try:
-            batch = self._finish(pending)
+            given = self._stream.next(self._prefetch if self._ahead is None else 0)
         except RuntimeError as error:
-            self._restart_plan()
-            refetched = pending.held is not None and self._ahead is not None and self._ahead.discard(pending.held)
+            self._restart()
+            refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
             repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
             raise DatasetError(f"{error}; {repair}") from None
-        self._now = pending.after
+        if given is None:
+            self._ended = True
+            self._stand(self._next_pass(self._state()))
+            self._restart()
+            raise StopIteration
+        if held is not None:
+            held.release()
+        self._last = given
+        batch = self._slots.deliver(Batch(given, self._run, {}), given.address())
         if self._yields == "hf":
             return batch.as_hf()
         return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
@@ -270,11 +225,11 @@ class Loader(IterableDataset[Any]):
     @property
     def epoch(self) -> float:
         """Rows delivered / rows of all datasets."""
-        return self._now.position / sum(map(len, self.datasets))
+        return self._place[2] / sum(map(len, self.datasets))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the last batch that it gave out: numbers and texts, a few hundred bytes."""
-        return _state_at(self._base, self._now).to_dict()
+        return self._state().to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state, also when iteration has begun.
@@ -285,7 +240,7 @@ class Loader(IterableDataset[Any]):
         """
         self._stand(self._fit(State.from_dict(state)))
         self._ended = False
-        self._restart_plan()
+        self._restart()
 
     @property
     def fetched(self) -> dict[str, int]:
@@ -296,7 +251,7 @@ class Loader(IterableDataset[Any]):
 
     def close(self) -> None:
         """Gives up what was read ahead, and what is being fetched. Used again, it goes on where it stands."""
-        self._restart_plan()
+        self._restart()
         if self._ahead is not None:
             self._ahead.stop()
             self._process = -1
@@ -415,24 +370,16 @@ class Loader(IterableDataset[Any]):
 
     def _stand(self, state: State) -> None:
         """Makes `state` the place to go on from."""
-        sources = state.sources
-        self._base = state
-        self._now = _Cursor(
-            tuple(s.count for s in sources), tuple(s.credit for s in sources), state.position, state.within
-        )
-        ends = (state.passes + 1) * (self.epochs or 0)
-        self._end = ends * sum(map(len, self.datasets))
-        self._order = self._order_of(state)
+        self._base, self._last = state, None
+        self._run = Run((self.batch_size, self.sequence_length), self.world_size, partial(_state_dict, state))
 
-    def _order_of(self, state: State) -> Order:
-        return Order(
-            rows=tuple(map(len, self.datasets)),
-            rates=tuple(source.rate for source in state.sources),
-            keys=tuple(tuple(epoch_key(self.seed, manifest.fingerprint)) for manifest in self._manifests),
-            shuffle=self.shuffle,
-            window=self.window,
-            block_rows=batch_rows(self.sequence_length),
-        )
+    @property
+    def _place(self) -> Place:
+        """After the last batch that was given out."""
+        return _place_of(self._base) if self._last is None else self._last.place()
+
+    def _state(self) -> State:
+        return _state_at(self._base, self._place)
 
     # Reading ahead
 
@@ -455,129 +402,83 @@ class Loader(IterableDataset[Any]):
             self._decision.weights,
         )
         self._slots = slots_for(self._columns, self._device)
-        self._ahead: Ahead[_Cursor] | None = None
-        if any(isinstance(dataset, RemoteDataset) for dataset in self.datasets):
-            self._ahead = Ahead(self.datasets, self._reader.close_file)
-        self._restart_plan()
+        blocks = batch_rows(self.sequence_length)
+        self._stream = _core.Stream(
+            self._reader,
+            *shapes_of([len(dataset) for dataset in self.datasets], self.window, blocks),
+            self.shuffle,
+            np.array([epoch_key(self.seed, manifest.fingerprint) for manifest in self._manifests], np.uint64).ravel(),
+            self.global_batch_size,
+            self.world_size,
+            self.rank,
+            self.batch_size,
+            self.remainder == "pad",
+            self._step_totals and (self.batch_size == self.global_batch_size or not self._is_remote),
+            self._columns.places,
+            self._columns.size,
+            self._slots.memory,
+        )
+        self._held: deque[Held] = deque()
+        self._ahead: Ahead[Place] | None = Ahead(self.datasets, self._reader.close_file) if self._is_remote else None
+        self._restart()
 
-    def _restart_plan(self) -> None:
-        self._pending.clear()
-        self._planned = self._now
-        self._global: _Global | None = None
+    @property
+    def _is_remote(self) -> bool:
+        return any(isinstance(dataset, RemoteDataset) for dataset in self.datasets)
+
+    def _restart(self) -> None:
+        """What was read ahead is given up; the stream goes on from the last batch that was given out."""
+        ends = (self._base.passes + 1) * (self.epochs or 0)
+        end = -1 if self.epochs is None else ends * sum(map(len, self.datasets))
+        self._stream.stand(self._place, np.array([source.rate for source in self._base.sources], np.int64), end)
+        self._slots.forget()
         if self._ahead is not None:
+            self._held.clear()  # after the jobs, which waited for their threads
+            self._planned = self._place
+            self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Place] | None = None
             self._ahead.restart()
 
-    def _plan_ahead(self, wait: bool = True) -> None:
-        """Submits what is planned. With remote datasets only what is here, but waits for the batch that is due."""
-        while len(self._pending) < self._prefetch:
+    def _hold_ahead(self) -> Held | None:
+        """With remote datasets: submits what is here, and waits for the batch that is due; the shards that it holds,
+        or None at the end of the pass."""
+        assert self._ahead is not None
+        while len(self._held) < self._prefetch:
             if self._global is None:
-                if self._ahead is None:
-                    plan = self._plan_global(self._planned)
-                else:
-                    plan = self._ahead.next(self._planned, self._plan_global)
-                if plan is None:
-                    return
-                self._global = _Global(*plan, self._rows_of_step(self._planned))
-            whole = self._global
-            begin = self._planned.within
+                self._global = self._ahead.next(self._planned, self._stream.plan)
+                if self._global is None:
+                    break
+            sources, rows, after = self._global
+            begin = self._planned[3]
             end = begin + self.batch_size
-            sources, rows = whole.sources[begin:end], whole.rows[begin:end]
-            held = None
-            if self._ahead is not None:
-                if (self._pending or not wait) and not self._ahead.ready(sources, rows):
-                    return
-                held = self._ahead.hold(sources, rows)
+            of = sources[begin:end], rows[begin:end]
+            if self._held and not self._ahead.ready(*of):
+                break
+            self._held.append(self._ahead.hold(*of))
             if end == self._slice:
-                self._planned, self._global = whole.after, None
+                self._planned, self._global = after, None
             else:
-                self._planned = self._planned._replace(within=end)
-            self._submit(sources, rows, held, whole)
-
-    def _plan_global(self, now: _Cursor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], _Cursor] | None:
-        """Sources and rows of this rank's slice of the next global batch, and the place after it; None at the end."""
-        positions = self._positions(now)
-        if not positions:
-            return None
-        begin = min(self.rank * self._slice, positions)
-        end = min(begin + self._slice, positions)
-        sources, rows, after = self._order.take(Place(now.counts, now.credits), positions, begin, end)
-        missing = self._slice - len(rows)
-        if missing:
-            sources = np.concatenate([sources, np.full(missing, -1, np.int32)])
-            rows = np.concatenate([rows, np.full(missing, -1, np.int64)])
-        return sources, rows, _Cursor(after.counts, after.credits, now.position + positions, 0)
-
-    def _positions(self, now: _Cursor) -> int:
-        """Rows of the next global batch; 0 at the end of the pass."""
-        if self.epochs is None:
-            return self.global_batch_size
-        left = self._end - sum(now.counts)
-        return 0 if left < self.global_batch_size and self.remainder == "drop" else min(self.global_batch_size, left)
-
-    def _rows_of_step(self, now: _Cursor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]] | None:
-        if not self._step_totals or self._ahead is not None or self.batch_size == self.global_batch_size:
-            return None
-        positions = self._positions(now)
-        return self._order.take(Place(now.counts, now.credits), positions, 0, positions)[:2]
-
-    def _submit(
-        self, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], held: Held | None, whole: _Global
-    ) -> None:
-        memory = self._slots.take()
-        columns = self._columns.split(memory)
-        first, whole.begun = not whole.begun and whole.of_step is not None, True
-        of_step = whole.of_step if first and whole.of_step is not None else _NO_ROWS
-        of_sources, of_rows = of_step
-        tokens = self._columns.tokens
-        job = _core.Job(self._reader, sources, rows, of_sources, of_rows, tokens, **columns)
-        self._pending.append(_Pending(job, memory, columns, sources, rows, self._planned, held, whole, first))
-
-    def _step(self, pending: _Pending, facts: _core.BatchFacts) -> Step | None:
-        if pending.first or (self._step_totals and self.batch_size == self.global_batch_size):
-            pending.whole.step = Step(*facts.step())
-        return pending.whole.step
-
-    def _finish(self, pending: _Pending) -> Batch:
-        facts = pending.job.wait()
-        if pending.held is not None:
-            pending.held.release()
-        shape = (self.batch_size, self.sequence_length)
-        columns = pending.columns
-        dense = {
-            name: torch.from_numpy(column.reshape(shape))
-            for name, key in _COLUMNS.items()
-            if (column := columns[key]) is not None
-        }
-        ids, ids32 = columns["ids"], columns["ids32"]
-        given = ids if ids is not None else ids32
-        assert given is not None
-        batch = Batch(
-            input_ids=torch.from_numpy(given.reshape(shape)),
-            max_seqlen=facts.max_seqlen(),
-            n_loss=facts.n_loss(),
-            shared=facts.shared(),
-            step=self._step(pending, facts),
-            replicas=self.world_size,
-            facts=facts,
-            origin=(pending.sources, pending.rows),
-            state=partial(_state_dict, self._base, pending.after),
-            dense=dense,
-        )
-        batch = self._slots.deliver(batch, pending.memory)
-        return batch if ids is not None else replace(batch, input_ids=batch.input_ids.long())
+                self._planned = (*self._planned[:3], end)
+            self._stream.submit()
+        return self._held.popleft() if self._held else None
 
 
-def _state_at(base: State, now: _Cursor) -> State:
+def _place_of(state: State) -> Place:
+    sources = state.sources
+    return tuple(s.count for s in sources), tuple(s.credit for s in sources), state.position, state.within
+
+
+def _state_at(base: State, place: Place) -> State:
     """The whole state: what holds for the pass, and where it stands."""
+    counts, credits, position, within = place
     sources = tuple(
         replace(source, count=count, credit=credit)
-        for source, count, credit in zip(base.sources, now.counts, now.credits, strict=True)
+        for source, count, credit in zip(base.sources, counts, credits, strict=True)
     )
-    return replace(base, position=now.position, within=now.within, sources=sources)
+    return replace(base, position=position, within=within, sources=sources)
 
 
-def _state_dict(base: State, now: _Cursor) -> dict[str, Any]:
-    return _state_at(base, now).to_dict()
+def _state_dict(base: State, place: Place) -> dict[str, Any]:
+    return _state_at(base, place).to_dict()
 
 
 def _open_all(given: Sequence[Source], shard_cache: ShardCache | str | Path | None) -> list[Dataset]:
@@ -655,7 +556,7 @@ def _column_names(columns: Sequence[str], expand: str) -> tuple[str, ...]:
             raise UsageError(f"columns: {name!r} is none of {', '.join(_COLUMNS)}")
     if expand == "device":
         return ("ids32",)
-    return ("ids", *sorted({_COLUMNS[name] for name in columns}))
+    return ("input_ids", *sorted(set(columns)))
 
 
 def _check_choices(**choices: tuple[str, str]) -> None:

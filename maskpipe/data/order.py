@@ -12,17 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe import _core
 from maskpipe.errors import UsageError
 
 Int64 = npt.NDArray[np.int64]
-Int32 = npt.NDArray[np.int32]
 
 MAX_RATES = 2**53
 """Largest sum of the rates of a mixture; shares that need more are rounded to it (relative error 10^-16)."""
@@ -48,60 +45,11 @@ def whole_rates(shares: Sequence[Fraction]) -> list[int]:
     return rates
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the order stands. One counter and one credit per source say all of it."""
-
-    counts: tuple[int, ...]
-    """Rows delivered of each source, over all epochs."""
-    credits: tuple[int, ...]
-    """What the mixture owes to each source, in units of 1 / sum of the rates; all 0 where a mixture begins."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """The order of one run over some sources."""
-
-    rows: tuple[int, ...]
-    """Rows of each source, at least 1."""
-    rates: tuple[int, ...]
-    """Parts of the mixture, at least 0; the sum is above 0."""
-    keys: tuple[tuple[int, ...], ...]
-    shuffle: bool
-    window: int = 0
-    """0 shuffles an epoch as a whole; else so many neighbouring blocks of `block_rows` rows at a time."""
-    block_rows: int = 1
-
-    def take(self, place: Place, positions: int, begin: int, end: int) -> tuple[Int32, Int64, Place]:
-        """Source [end - begin] and row [end - begin] of the positions `begin` to `end` of the next `positions`, and the
-        place after all of them."""
-        sources, counts, after = self.schedule(place, positions)
-        of = sources[begin:end]
-        rows, blocks, windows, keys = self._shapes
-        return of, _core.rows_at(rows, blocks, windows, self.shuffle, keys, of, counts[begin:end]), after
-
-    def schedule(self, place: Place, positions: int) -> tuple[Int32, Int64, Place]:
-        """Source and count of that source of the next positions, and the place after them."""
-        if len(self.rows) == 1:
-            first = place.counts[0]
-            counts = np.arange(first, first + positions, dtype=np.int64)
-            return np.zeros(positions, np.int32), counts, replace(place, counts=(first + positions,))
-        out = _core.interleave(
-            np.array(self.rates, np.int64),
-            np.array(place.credits, np.int64),
-            np.array(place.counts, np.int64),
-            positions,
-        )
-        return out.sources, out.counts_before, Place(tuple(out.counts.tolist()), tuple(out.credits.tolist()))
-
-    def __post_init__(self) -> None:
-        block = [min(self.block_rows, rows) for rows in self.rows]
-        window = [min(self.window, -(-rows // b)) for rows, b in zip(self.rows, block, strict=True)]
-        words = [word for key in self.keys for word in key]
-        shapes = (np.array(self.rows, np.int64), np.array(block, np.int64), np.array(window, np.int64))
-        object.__setattr__(self, "_shapes", (*shapes, np.array(words, np.uint64)))
-
-    _shapes: tuple[Int64, Int64, Int64, npt.NDArray[np.uint64]] = None  # type: ignore[assignment]
+def shapes_of(rows: Sequence[int], window: int, block_rows: int) -> tuple[Int64, Int64, Int64]:
+    """What the core takes, per source: rows, rows of a block, blocks of a window (0: all of an epoch)."""
+    blocks = [min(block_rows, n) for n in rows]
+    windows = [min(window, -(-n // block)) for n, block in zip(rows, blocks, strict=True)]
+    return np.array(rows, np.int64), np.array(blocks, np.int64), np.array(windows, np.int64)
 
 
 def shares_of(weights: Sequence[float | Fraction], rows: Sequence[int], units: Sequence[int]) -> list[Fraction]:

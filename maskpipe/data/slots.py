@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +19,8 @@ from maskpipe.data.batch import Batch
 _LINE = 64
 
 DTYPES: dict[str, type[np.generic]] = {
-    "ids32": np.int32, "ids": np.int64, "labels": np.int64, "targets": np.int64, "positions": np.int64,
-    "segments": np.int32, "weights": np.float32, "roles": np.uint8,
+    "ids32": np.int32, "input_ids": np.int64, "labels": np.int64, "targets": np.int64, "position_ids": np.int64,
+    "segment_ids": np.int32, "loss_weights": np.float32, "role_ids": np.uint8,
 }  # fmt: skip
 """Columns that the core can fill, [rows * sequence_length] each."""
 
@@ -35,40 +33,33 @@ class Columns:
     names: tuple[str, ...]
 
     @property
+    def places(self) -> dict[str, int]:
+        """Where each column begins, in bytes."""
+        out, begin = {}, 0
+        for name in self.names:
+            out[name] = begin
+            begin += -(-self.tokens * np.dtype(DTYPES[name]).itemsize // _LINE) * _LINE
+        return out
+
+    @property
     def size(self) -> int:
         """Bytes of a piece."""
-        return self._ends[-1][2] if self._ends else _LINE
-
-    def split(self, memory: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any] | None]:
-        """Every column of DTYPES: a view of the memory, or None."""
-        out: dict[str, npt.NDArray[Any] | None] = dict.fromkeys(DTYPES)
-        for name, begin, _, size in self._ends:
-            out[name] = memory[begin : begin + size].view(DTYPES[name])
-        return out
-
-    @cached_property
-    def _ends(self) -> list[tuple[str, int, int, int]]:
-        """Name, begin, end (of whole lines) and bytes of each column."""
-        out, begin = [], 0
-        for name in self.names:
-            size = self.tokens * np.dtype(DTYPES[name]).itemsize
-            end = begin + -(-size // _LINE) * _LINE
-            out.append((name, begin, end, size))
-            begin = end
-        return out
+        last = self.names[-1]
+        return self.places[last] + self.tokens * np.dtype(DTYPES[last]).itemsize
 
 
 class HostSlots:
     """Pieces for batches that stay on the CPU."""
 
     def __init__(self, columns: Columns) -> None:
-        self._pool = _core.Pool(columns.size)
+        self.memory = _core.Pool(columns.size)
+        """What the core takes pieces from."""
 
-    def take(self) -> npt.NDArray[np.uint8]:
-        return self._pool.take()
-
-    def deliver(self, batch: Batch, memory: npt.NDArray[np.uint8]) -> Batch:
+    def deliver(self, batch: Batch, address: int) -> Batch:
         return batch
+
+    def forget(self) -> None:
+        """Batches that were read ahead are given up."""
 
 
 class DeviceSlots:
@@ -82,7 +73,8 @@ class DeviceSlots:
         self._copying: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._taken: dict[int, torch.Tensor] = {}
 
-    def take(self) -> npt.NDArray[np.uint8]:
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """A piece for the core."""
         while self._copying and self._copying[0][0].query():  # type: ignore[no-untyped-call]
             self._free.append(self._copying.popleft()[1])
         piece = self._free.pop() if self._free else torch.empty(self._size, dtype=torch.uint8, pin_memory=True)
@@ -90,9 +82,12 @@ class DeviceSlots:
         self._taken[memory.ctypes.data] = piece
         return memory
 
-    def deliver(self, batch: Batch, memory: npt.NDArray[np.uint8]) -> Batch:
+    def forget(self) -> None:
+        self._taken.clear()
+
+    def deliver(self, batch: Batch, address: int) -> Batch:
         """The batch on the device. The copy runs beside what the current stream does, which waits for it only here."""
-        piece = self._taken.pop(memory.ctypes.data)
+        piece = self._taken.pop(address)
         with torch.cuda.stream(self._stream):
             moved = batch.to(self._device, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -100,8 +95,9 @@ class DeviceSlots:
         self._copying.append((done, piece))
         current = torch.cuda.current_stream(self._device)
         current.wait_event(done)
-        for value in (moved.input_ids, *moved.flat.values(), *moved.dense.values()):
-            value.record_stream(current)
+        for value in moved.tensors.values():
+            if value.device == self._device:
+                value.record_stream(current)
         return moved
 
 

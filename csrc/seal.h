@@ -1,0 +1,14 @@
+// A check of bytes against bytes seen before, by the same process: for nothing that is stored. Four times as fast as
+// the hash of regions.
+#pragma once
+
+#include <cstdint>
+
+namespace maskpipe {
+
+inline constexpr std::int64_t page_size = 1 << 10;
+
+// 32 bits from `length` bytes, at most page_size.
+std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length);
+
+}  // namespace maskpipe

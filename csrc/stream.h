@@ -1,0 +1,135 @@
+// Batches of a run, one after the other, a few of them read ahead.
+//
+//   place ──Planner──▶ rows of the next global batch ─▶ this rank's slice ─▶ jobs of one batch each ─▶ slots
+//
+// The rows are a pure function of the place, so every rank and every resume plans the same.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "order.h"
+#include "reader.h"
+#include "slots.h"
+
+namespace maskpipe {
+
+// Where a run stands: after whole global batches and `within` more rows of this rank's slice of the next one.
+struct Place {
+  std::vector<std::int64_t> counts;   // rows delivered of each source, over all epochs
+  std::vector<std::int64_t> credits;  // see interleave
+  std::int64_t position;              // rows delivered of all of them
+  std::int64_t within;
+};
+
+struct RunShape {
+  std::vector<EpochShape> sources;
+  std::vector<Key> keys;      // one per source
+  std::int64_t global_batch;  // rows, a multiple of ranks
+  std::int64_t ranks, rank;
+  std::int64_t batch;  // rows, a divisor of global_batch / ranks
+  bool pad;            // the last global batch of a pass is filled with rows of padding (source -1), else left out
+  bool totals;         // of the whole global batch, where it is more than a batch
+};
+
+// The rows of global batches.
+class Planner {
+ public:
+  // std::invalid_argument for a shape that does not add up.
+  explicit Planner(RunShape shape);
+
+  // rates: of the mixture, one per source. end: Σ counts where the pass ends, or -1 for never.
+  void mix(std::vector<std::int64_t> rates, std::int64_t end);
+
+  struct Plan {
+    Job::Rows slice;  // [global_batch / ranks] of this rank
+    Job::Rows whole;  // [rows of the global batch] of all ranks; empty unless `totals` need it
+    Place after;
+  };
+
+  // The next global batch, or nothing at the end of the pass. `within` is not looked at.
+  std::optional<Plan> plan(const Place& place) const;
+
+  const RunShape& shape() const { return shape_; }
+  std::int64_t slice() const { return shape_.global_batch / shape_.ranks; }
+
+ private:
+  RunShape shape_;
+  std::vector<std::int64_t> rates_;
+  std::int64_t end_ = -1;
+};
+
+// Where columns begin in a slot, in bytes; -1 for what nobody asked for.
+struct ColumnPlaces {
+  std::int64_t ids32 = -1, ids = -1, labels = -1, targets = -1, positions = -1, segments = -1, weights = -1, roles = -1;
+};
+
+// A batch that is read and proved.
+struct Delivered {
+  Slot slot;
+  Job::Rows rows;
+  Place after;
+  RowTotals own;                   // of this batch
+  std::optional<RowTotals> whole;  // of its global batch, on all ranks; the same number everywhere
+  std::shared_ptr<const Job> job;  // for Reader::assemble
+};
+
+class Stream {
+ public:
+  // take: gives a slot for every batch; it is called by whoever calls the stream.
+  Stream(std::shared_ptr<Reader> reader, RunShape shape, const ColumnPlaces& columns, std::function<Slot()> take);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  // Goes on from another place: what was read ahead is given up.
+  void stand(Place place, std::vector<std::int64_t> rates, std::int64_t end);
+
+  // Begins to read one more batch; false at the end of the pass.
+  bool submit();
+
+  // Batches submitted and not yet given out.
+  std::size_t ahead() const;
+
+  // The oldest batch, after making sure that `depth` are on their way; nothing at the end of the pass. Throws what
+  // Reader::wait throws; the batch is gone then.
+  std::optional<Delivered> next(std::size_t depth);
+
+  const Planner& planner() const { return planner_; }
+  const std::shared_ptr<Reader>& reader() const { return reader_; }
+
+ private:
+  struct Whole {
+    Planner::Plan plan;
+    std::optional<RowTotals> totals;
+  };
+  struct Pending {
+    std::shared_ptr<Job> job;
+    Slot slot;
+    Job::Rows rows;
+    Place after;
+    std::shared_ptr<Whole> whole;
+    bool looks;  // at the facts of the whole global batch
+  };
+
+  bool submit_one();
+  void give_up();
+  BatchOut columns_of(const Slot& slot) const;
+
+  std::shared_ptr<Reader> reader_;
+  Planner planner_;
+  ColumnPlaces columns_;
+  std::function<Slot()> take_;
+  mutable std::mutex mutex_;  // of all below
+  Place planned_{};
+  std::shared_ptr<Whole> whole_;  // the global batch that planned_ is inside of
+  bool looked_ = false;
+  std::deque<Pending> pending_;
+};
+
+}  // namespace maskpipe
