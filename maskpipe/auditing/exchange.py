@@ -162,7 +162,7 @@ class Exchange:
                 under = (
                     exchanged
                     or names
-                    or (path[-1] == "function" and part is Part.TOOL_CALL and self.strength <= EVERYTHING)
+                    or (path[-1] == "function" and part is Part.TOOL_CALL and self.strength <= MARKUP_STAYS)
                 )
                 under = under or free
                 out[own] = self._any(entry, (*path, key), message, role, part, under)

@@ -48,7 +48,9 @@ class Speller:
     def __init__(self, tokenizer: Tokenizer, keep_control: bool) -> None:
         self._config: dict[str, Any] = json.loads(tokenizer.library_json())
         self._config["post_processor"] = None  # it adds tokens, and trims offsets
-        self._whole = _library(self._config)
+        self._whole = tokenizers.Tokenizer.from_str(json.dumps(self._config))
+        self._whole.no_truncation()
+        self._whole.no_padding()
         added = [entry for entry in self._config["added_tokens"] if entry["content"] in tokenizer.control]
         self._control = {entry["content"]: entry for entry in added}
         self._odd = {e["content"] for e in added if e["lstrip"] or e["rstrip"] or e["single_word"] or e["normalized"]}
@@ -134,16 +136,29 @@ class Speller:
     @property
     def _without_control(self) -> Any:
         if self._slim is None:
-            ordinary = [entry for entry in self._config["added_tokens"] if entry["content"] not in self._control]
-            self._slim = _library({**self._config, "added_tokens": ordinary})
+            self._slim = self._alike(self._config, frozenset(self._control))
         return self._slim
 
     @property
     def _going_on(self) -> Any:
         """Encodes what follows a cut: no space is put before it."""
         if self._onward is None:
-            self._onward = _library(_without_spaces(self._config))
+            self._onward = self._alike(_without_spaces(self._config), frozenset())
         return self._onward
+
+    def _alike(self, config: dict[str, Any], without: frozenset[str]) -> Any:
+        """A tokenizer of the same model with this configuration, and without these added tokens."""
+        empty = {"type": "BPE", "vocab": {}, "merges": []}
+        parts = {name: config.get(name) for name in ("normalizer", "pre_tokenizer")}
+        library = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "model": empty, **parts}))
+        library.model = self._whole.model
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        for entry in config["added_tokens"]:  # one by one: the order decides their ids where the model lacks them
+            if entry["content"] not in without:
+                library.add_tokens([tokenizers.AddedToken(entry["content"], **{name: entry[name] for name in flags})])
+        if not without and any(library.token_to_id(e["content"]) != e["id"] for e in config["added_tokens"]):
+            raise CannotProveError("the tokenizer's added tokens have ids of their own that cannot be given again")
+        return library
 
     def _keep_cut(self, text: str, spelled: Spelled, cut: int, found: Sequence[tuple[int, int, str]] | None) -> Spelled:
         """The same with the prompt's own ids before `cut`. What stands before a control token changes nothing behind
@@ -192,13 +207,6 @@ class Speller:
                 ids = library.encode(tail, add_special_tokens=False).ids
             self._windows[key] = tuple(ids)
         return self._windows[key]
-
-
-def _library(config: dict[str, Any]) -> Any:
-    library = tokenizers.Tokenizer.from_str(json.dumps(config))
-    library.no_truncation()
-    library.no_padding()
-    return library
 
 
 def _spelled(encoding: Any, at: int) -> Spelled:

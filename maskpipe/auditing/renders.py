@@ -92,6 +92,12 @@ class Template:
         out: tuple[str, list[int], list[int]] = self._run(pieces)
         return out
 
+    @property
+    def moved_in_macro(self) -> bool:
+        """Did a macro of the last dark render go through the messages by itself? Which of them its text belongs to was
+        decided where it was made, and is not seen where it is printed."""
+        return self._standing.moved_in_macro
+
     def _variables(self, given: Mapping[str, Any], count: int, prompt: bool) -> dict[str, Any]:
         return {
             **self.special_tokens,
@@ -166,6 +172,7 @@ class Renders:
                 dark, ends, loops = "", [], []
             shown = match(plain, dark, ends, loops, data)
             if shown is not None:
+                shown.loops_are_known = not self.template.moved_in_macro
                 failed[way] = -1
                 return shown
             failed[way] += 1 if failed[way] >= 0 else 0
@@ -194,9 +201,21 @@ class _Standing(ImmutableSandboxedEnvironment):
         self.message = -1
         self._numbers = {id(message): k for k, message in enumerate(messages)}
         self._outside: list[int] = []
+        self._macros = 0
+        self.moved_in_macro = False
 
     def on(self, value: Any) -> str:
-        self.message = self._numbers.get(id(value), self.message)
+        message = self._numbers.get(id(value), self.message)
+        self.moved_in_macro |= self._macros > 0 and message != self.message
+        self.message = message
+        return ""
+
+    def before_macro(self) -> str:
+        self._macros += 1
+        return ""
+
+    def after_macro(self) -> str:
+        self._macros -= 1
         return ""
 
     def before_loop(self) -> str:
@@ -224,6 +243,8 @@ def _say_where_loops_stand(tree: nodes.Node) -> None:
             ):
                 body.append(_say("on", child.lineno, child.target.name))
         loop.body = body
+    for macro in list(tree.find_all(nodes.Macro)):
+        macro.body = [_say("before_macro", macro.lineno), *macro.body, _say("after_macro", macro.lineno)]
     _wrap_loops(tree)
 
 

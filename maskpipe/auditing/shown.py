@@ -34,22 +34,27 @@ class Shown:
         self.stands = stands  # [n] known by a stand-in of its own
         self.weak = weak  # [n] placed by its neighbours, where the template may have written the same itself
         self.data = data
+        self.loops_are_known = True
 
     def __len__(self) -> int:
         return len(self.text)
 
     def cut(self, start: int, stop: int) -> Shown:
         at = slice(start, stop)
-        return Shown(
+        out = Shown(
             self.text[at], self.leaf[at], self.offset[at], self.loop[at], self.stands[at], self.weak[at], self.data
         )
+        out.loops_are_known = self.loops_are_known
+        return out
 
     def followed_by(self, other: Shown) -> Shown:
         def both(name: str) -> Any:
             return np.concatenate([getattr(self, name), getattr(other, name)])
 
         leaf, offset, loop, stands, weak = map(both, ("leaf", "offset", "loop", "stands", "weak"))
-        return Shown(self.text + other.text, leaf, offset, loop, stands, weak, self.data)
+        out = Shown(self.text + other.text, leaf, offset, loop, stands, weak, self.data)
+        out.loops_are_known = self.loops_are_known and other.loops_are_known
+        return out
 
     @cached_property
     def messages(self) -> Int32:
@@ -62,6 +67,8 @@ class Shown:
 
     def may_be(self, at: int, role: int, part: int, message: int) -> bool:
         """Is there a second reading of the character at `at`, by which it has these facts?"""
+        if self.leaf[at] < 0 and part == Part.SCAFFOLD and not self.loops_are_known:
+            return True
         if self.leaf[at] >= 0:
             return bool(self.weak[at]) and part == Part.SCAFFOLD
         for leaf in self.data.unexchanged:
