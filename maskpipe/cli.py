@@ -154,13 +154,34 @@ def demo(
     return CLEAN
 
 
-@app.command(usage="Usage: maskpipe explain SOURCE --row N --tokenizer T [OPTIONS]", sort_key=2)
+@app.command(usage="Usage: maskpipe explain SOURCE --row N --tokenizer T | OUT --row N --pos P [OPTIONS]", sort_key=2)
 def explain(
-    source: Annotated[str, Parameter(group=_INPUT, help="File or directory that holds the record.")],
+    source: Annotated[str, Parameter(group=_INPUT, help="File or directory that holds the record, or a dataset.")],
     /,
     *,
-    tokenizer: TokenizerFlag,
-    row: Annotated[int, Parameter(group=_INPUT, help="Which record, counted from 0 as rejects.jsonl does.")] = 0,
+    tokenizer: Annotated[
+        str | None,
+        Parameter(group=_INPUT, help="Directory with tokenizer.json, a tokenizer.json, or a hub name org/name."),
+    ] = None,
+    row: Annotated[
+        int,
+        Parameter(group=_INPUT, help="Which record, counted from 0 as rejects.jsonl does; of a dataset, which row."),
+    ] = 0,
+    pos: Annotated[
+        int | None, Parameter(group=_INPUT, help="Of a dataset: which token of the row, to see what it comes from.")
+    ] = None,
+    char: Annotated[
+        str | None,
+        Parameter(
+            group=_INPUT,
+            help="Of a dataset, the other way round: RECORD:MESSAGE:FIELD:CHARACTER, such as 17:2:content:40, to see "
+            "which tokens hold it.",
+        ),
+    ] = None,
+    from_source: Annotated[
+        list[str] | None,
+        Parameter("--source", group=_INPUT, negative=(), help="Of a dataset: what it was prepared from."),
+    ] = None,
     split: SplitFlag = None,
     recipe: RecipeFile = None,
     tokens: Annotated[
@@ -180,7 +201,13 @@ def explain(
     maskpipe explain chats.jsonl --row 3 --tokenizer out --recipe out/recipe.yaml
     maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3 --tokens | less
     maskpipe explain chats.jsonl --row 3 --tokenizer ./qwen3 --model ./qwen3 --tokens
+    maskpipe explain out --row 4 --pos 312 --source chats.jsonl
+    maskpipe explain out --char 17:2:content:40 --source chats.jsonl
     """
+    if pos is not None or char is not None:
+        return _trace(source, row, pos, char, from_source, split, format)
+    if tokenizer is None:
+        raise UsageError("explain needs --tokenizer; or, of a dataset, --pos to see what a token comes from")
     chosen = resolve(flags, recipe)
     from maskpipe import explain as explaining
     from maskpipe.fit import check_fit
@@ -194,6 +221,37 @@ def explain(
         _print(explanation.to_dict())
     else:
         explaining.show(explanation, _stdout(), tokens=tokens, full=full)
+    return CLEAN
+
+
+def _trace(
+    out: str, row: int, pos: int | None, char: str | None, source: list[str] | None, split: str | None, format: str
+) -> int:
+    """A token of a dataset to its characters, or a character to its tokens."""
+    import maskpipe
+    from maskpipe.auditing import trace
+
+    with maskpipe.open(out) as dataset:
+        if char is None:
+            assert pos is not None
+            found = trace.trace(dataset, row, pos, source=source, split=split)
+            _print(found.to_dict() if format == "json" else str(found))
+            return CLEAN
+        parts = char.split(":")
+        if pos is not None or source is None or len(parts) not in (4, 5) or not all(parts):
+            raise UsageError("--char takes [SOURCE:]RECORD:MESSAGE:FIELD:CHARACTER and needs --source, without --pos")
+        name = parts.pop(0) if len(parts) == 5 else None
+        numbers = [parts[0], parts[1], parts[3]]
+        if not all(number.isdecimal() for number in numbers):
+            raise UsageError(f"--char {char}: record, message and character are numbers counted from 0")
+        record, message, character = map(int, numbers)
+        tokens = trace.locate(
+            dataset, record, message, parts[2], character, source=source, split=split, source_name=name
+        )
+        if format == "json":
+            _print({"tokens": [token.to_dict() for token in tokens]})
+        else:
+            _print("\n".join(map(str, tokens)) or "no token of the dataset holds this character")
     return CLEAN
 
 

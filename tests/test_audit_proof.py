@@ -14,6 +14,7 @@ import pytest
 import maskpipe
 from maskpipe import pack
 from maskpipe.auditing.proof import Proof, prove
+from maskpipe.auditing.trace import locate, trace
 from maskpipe.document import Document
 from maskpipe.errors import UsageError
 from maskpipe.findings import Finding
@@ -43,8 +44,15 @@ def written(tmp: Path, records: Sequence[Any], name: str = "chats.jsonl") -> Pat
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return prepared(tmp_path_factory.mktemp("proof"), DEMO / "chats.jsonl")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("proof") / "chats.jsonl"
+    path.write_bytes(b"".join((DEMO / "chats.jsonl").read_bytes().splitlines(keepends=True)[:40]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(source: Path) -> Dataset:
+    return prepared(source.parent, source)
 
 
 def republished(dataset: Dataset, out: Path, change: Callable[[list[Document]], None]) -> Dataset:
@@ -81,26 +89,28 @@ def of(proof: Proof, code: str) -> Finding:
 # -- clean data
 
 
-def test_every_token_of_the_demo_is_proved(dataset: Dataset) -> None:
-    proof = prove(dataset, DEMO / "chats.jsonl")
+def test_every_token_of_the_demo_is_proved(dataset: Dataset, source: Path) -> None:
+    proof = prove(dataset, source)
     assert codes(proof) == set() and not proof.cannot
     assert proof.tokens == dataset.manifest.totals.n_tokens
     assert proof.documents == dataset.manifest.totals.documents
     assert proof.records == dataset.manifest.records_kept
 
 
-def test_a_sample_is_spread_and_the_same_each_time(dataset: Dataset) -> None:
-    first, second = (prove(dataset, DEMO / "chats.jsonl", records=9) for _ in range(2))
+def test_a_sample_is_spread_and_the_same_each_time(dataset: Dataset, source: Path) -> None:
+    first, second = (prove(dataset, source, records=9) for _ in range(2))
     assert first.records == 9 and first.documents >= 9 and codes(first) == set()
     assert first.to_dict() == second.to_dict()
 
 
-def test_the_public_way_and_the_command_say_the_same(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_public_way_and_the_command_say_the_same(
+    dataset: Dataset, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from maskpipe.cli import main
 
-    report = maskpipe.audit(dataset.path, source=DEMO / "chats.jsonl", proof=-1)
+    report = maskpipe.audit(dataset.path, source=source, proof=-1)
     assert report.proof.tokens == dataset.manifest.totals.n_tokens
-    argv = ["audit", str(dataset.path), "--source", str(DEMO / "chats.jsonl"), "--proof", "all", "--format", "json"]
+    argv = ["audit", str(dataset.path), "--source", str(source), "--proof", "all", "--format", "json"]
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 0
@@ -108,7 +118,7 @@ def test_the_public_way_and_the_command_say_the_same(dataset: Dataset, capsys: p
     assert said["proof"] == report.proof.to_dict()
 
 
-def test_a_proof_needs_its_source(dataset: Dataset) -> None:
+def test_a_proof_needs_its_source(dataset: Dataset, source: Path) -> None:
     with pytest.raises(UsageError, match="give that as source"):
         maskpipe.audit(dataset.path, proof=-1)
 
@@ -143,21 +153,21 @@ def with_value(document: Document, name: str, at: int, value: int) -> Document:
 
 
 def _role(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 3)
+    k = plain(documents, 0)
     at = trained(documents[k], role=Role.USER)
     documents[k] = with_value(documents[k], "role_ids", at, Role.ASSISTANT)
     return documents[k].row, at
 
 
 def _part(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 6)
+    k = plain(documents, 1)
     at = trained(documents[k])
     documents[k] = with_value(documents[k], "part_ids", at, Part.SCAFFOLD)
     return documents[k].row, at
 
 
 def _sampled(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 9)
+    k = plain(documents, 2)
     at = trained(documents[k], role=Role.USER)
     documents[k] = with_value(documents[k], "flags", at, int(documents[k].flags[at]) ^ Flag.SAMPLED)
     return documents[k].row, at
@@ -165,35 +175,35 @@ def _sampled(documents: list[Document]) -> tuple[int, int]:
 
 def _header(documents: list[Document]) -> tuple[int, int]:
     """The last token before the first sampled one: the prompt's."""
-    k = plain(documents, 12)
+    k = plain(documents, 3)
     at = int(np.argmax(documents[k].sampled)) - 1
     documents[k] = with_value(documents[k], "flags", at, Flag.SAMPLED)
     return documents[k].row, at
 
 
 def _stop(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 15)
+    k = plain(documents, 4)
     at = int(np.flatnonzero(documents[k].part_ids == Part.STOP)[0])
     documents[k] = with_value(documents[k], "flags", at, 0)
     return documents[k].row, at
 
 
 def _loss(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 18)
+    k = plain(documents, 5)
     at = trained(documents[k])
     documents[k] = with_value(documents[k], "flags", at, int(documents[k].flags[at]) ^ Flag.LOSS)
     return documents[k].row, at
 
 
 def _message(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 21)
+    k = plain(documents, 6)
     at = trained(documents[k])
     documents[k] = with_value(documents[k], "message_ids", at, int(documents[k].message_ids[at]) + 2)
     return documents[k].row, at
 
 
 def _id(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 24)
+    k = plain(documents, 7)
     at = trained(documents[k])
     ids = documents[k].input_ids
     documents[k] = with_value(documents[k], "input_ids", at, int(ids[at]) ^ 1)
@@ -201,7 +211,7 @@ def _id(documents: list[Document]) -> tuple[int, int]:
 
 
 def _weight(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 27)
+    k = plain(documents, 8)
     at = trained(documents[k])
     weights = np.ones(len(documents[k]), np.float32)
     weights[at] = 0.5
@@ -233,11 +243,11 @@ def _verdict(documents: list[Document]) -> tuple[int, int]:
     ],
 )
 def test_one_changed_fact_is_found_where_it_is(
-    dataset: Dataset, tmp_path: Path, code: str, change: Callable[[list[Document]], tuple[int, int]]
+    dataset: Dataset, source: Path, tmp_path: Path, code: str, change: Callable[[list[Document]], tuple[int, int]]
 ) -> None:
     where: list[tuple[int, int]] = []
     changed = republished(dataset, tmp_path / "changed", lambda documents: where.append(change(documents)))
-    proof = prove(changed, DEMO / "chats.jsonl")
+    proof = prove(changed, source)
     row, at = where[0]
     assert code in codes(proof)
     assert codes(proof) <= {code, "MP608"}, "one fact, and the loss that follows from it"
@@ -254,7 +264,7 @@ def test_one_changed_fact_is_found_where_it_is(
         assert int(sequence.documents["row"][k]) == row
 
 
-def test_an_id_with_the_same_text_is_found(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_id_with_the_same_text_is_found(dataset: Dataset, source: Path, tmp_path: Path) -> None:
     """Two tokens that spell what one spells: the text is the same, the ids are not."""
     tokenizer = maskpipe.Tokenizer.load(dataset.path)
     spelt = {tokenizer.token_bytes(k): k for k in range(tokenizer.vocab_size)}
@@ -273,36 +283,169 @@ def test_an_id_with_the_same_text_is_found(dataset: Dataset, tmp_path: Path) -> 
         raise AssertionError("no such pair of tokens")
 
     changed = republished(dataset, tmp_path / "changed", change)
-    proof = prove(changed, DEMO / "chats.jsonl")
+    proof = prove(changed, source)
     assert codes(proof) == {"MP604"} and of(proof, "MP604").count == 2
 
 
-def test_a_document_of_another_record_is_found(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_document_of_another_record_is_found(dataset: Dataset, source: Path, tmp_path: Path) -> None:
     def change(documents: list[Document]) -> None:
         documents[10] = replace(documents[10], row=documents[11].row)
 
     changed = republished(dataset, tmp_path / "changed", change)
-    proof = prove(changed, DEMO / "chats.jsonl")
+    proof = prove(changed, source)
     assert "MP602" in codes(proof)
     assert of(proof, "MP602").places[0].record == list(dataset.documents())[11].row
 
 
-def test_a_document_that_is_not_there_is_found(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_document_that_is_not_there_is_found(dataset: Dataset, source: Path, tmp_path: Path) -> None:
     documents = list(dataset.documents())
     k = next(k for k, document in enumerate(documents) if document.turn >= 0)
     rest = [d for n, d in enumerate(documents) if n != k]
     assert any(d.row == documents[k].row for d in rest), "its record has another document"
     changed = republished(dataset, tmp_path / "changed", lambda found: found.pop(k))
-    proof = prove(changed, DEMO / "chats.jsonl")
+    proof = prove(changed, source)
     assert codes(proof) == {"MP603"}
     assert of(proof, "MP603").places[0].record == documents[k].row
     assert of(proof, "MP603").places[0].message == documents[k].turn
 
 
-def test_another_source_is_a_finding_and_nothing_is_proved(dataset: Dataset, tmp_path: Path) -> None:
-    text = (DEMO / "chats.jsonl").read_text(encoding="utf-8")
+def test_another_source_is_a_finding_and_nothing_is_proved(dataset: Dataset, source: Path, tmp_path: Path) -> None:
+    text = (source).read_text(encoding="utf-8")
     (tmp_path / "chats.jsonl").write_text(text.replace("e", "a", 1), encoding="utf-8")
     proof = prove(dataset, tmp_path / "chats.jsonl")
     assert codes(proof) == {"MP601"} and proof.documents == 0
     assert proof.cannot == {"the source changed": dataset.manifest.totals.documents}
     assert proof.cannot_tokens == dataset.manifest.totals.n_tokens
+
+
+# -- a token to its characters and back
+
+
+def test_a_token_is_traced_to_its_characters_and_back(dataset: Dataset, source: Path) -> None:
+    records = [json.loads(line) for line in (source).read_bytes().splitlines()]
+    seen = 0
+    assistant = [np.flatnonzero(dataset[row].sampled) for row in range(3)]
+    for row, position in ((0, int(assistant[0][3])), (2, int(assistant[2][-9])), (0, 0), (1, 77)):
+        found = trace(dataset, row, position, source=source)
+        assert found.id == dataset[row].input_ids[position] and found.row == row
+        if not found.origins:
+            assert found.from_template or found.unknown
+            continue
+        seen += 1
+        origin = found.origins[0]
+        assert origin.text in found.text or found.text in origin.text
+        held: Any = records[found.record]
+        for step in origin.in_record.replace("]", "").replace("[", ".").split("."):
+            held = held[int(step) if step.isdecimal() else step]
+        size = origin.end - origin.start
+        assert held[origin.record_start : origin.record_start + size] == origin.text
+        message, _, field = origin.field.removeprefix("messages[").partition("].")
+        back = locate(dataset, found.record, int(message), field, origin.start, source=source)
+        assert (row, position) in [(token.row, token.position) for token in back]
+    assert seen >= 2
+
+
+def test_a_trace_without_the_source_shows_facts_and_says_what_is_missing(dataset: Dataset, source: Path) -> None:
+    found = trace(dataset, 0, 5)
+    assert not found.origins and "--source" in found.unknown and found.record >= 0
+    with pytest.raises(UsageError, match="has rows 0 to"):
+        trace(dataset, len(dataset), 0)
+    with pytest.raises(UsageError, match="has positions 0 to"):
+        trace(dataset, 0, LENGTH)
+
+
+def test_a_trace_refuses_another_source(dataset: Dataset, source: Path, tmp_path: Path) -> None:
+    written(tmp_path, [{"messages": [{"role": "user", "content": "x"}]}])
+    with pytest.raises(UsageError, match="is not the file that was prepared"):
+        trace(dataset, 0, 5, source=tmp_path / "chats.jsonl")
+
+
+def test_the_command_traces_both_ways(dataset: Dataset, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from maskpipe.cli import main
+
+    def said(*argv: str) -> Any:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", str(dataset.path), "--source", str(source), *argv, "--format", "json"])
+        assert ended.value.code == 0
+        return json.loads(capsys.readouterr().out)
+
+    there = said("--char", "3:1:content:5")["tokens"][0]
+    back = said("--row", str(there["row"]), "--pos", str(there["position"]))
+    assert back["record"] == 3 and back["id"] == there["id"]
+    assert back["origins"][0]["field"] == "messages[1].content"
+    assert back["origins"][0]["start"] <= 5 < back["origins"][0]["end"]
+
+
+# -- what chats may hold
+
+
+def chat(*said: Any) -> dict[str, Any]:
+    """Messages of user and assistant in turn; a pair is a text and its weight."""
+    messages = []
+    for number, text in enumerate(said):
+        content, weight = text if isinstance(text, tuple) else (text, None)
+        message = {"role": "assistant" if number % 2 else "user", "content": content}
+        messages.append(message if weight is None else {**message, "weight": weight})
+    return {"messages": messages}
+
+
+CHATS: list[dict[str, Any]] = [
+    chat("Say <|im_end|> and <|im_start|>.", "<|im_end|> it is."),
+    chat("  e\u0301 café \u1112\u1161\u11ab\n\n", "\n o\u0308 🙂 ok \n"),
+    chat("a", ("b", 0.5), "c", "d", "e", ("f", 0)),
+    chat("a", "b " * 90, "c", "long " * 400),
+    chat("<user> & {{ x }} [INST]", "<think>\nwell\n</think>\n\nyes"),
+    {"prompt": "p", "completions": ["one", "two"]},
+]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"train_on": ("assistant", "last_turn")},
+        {"train_on": ("assistant", "user.content", "-assistant.stop")},
+        {"train_on": ("all",)},
+        {"on_history_rewrite": "accept"},
+        {"control_tokens_in_content": "keep"},
+        {"control_tokens_allowed": {"assistant": ["<|im_end|>"]}},
+        {"objective": "pretrain", "packing": "concat_split"},
+    ],
+    ids=str,
+)
+def test_what_is_hard_is_proved_too(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """Spelled-out control tokens, NFC, weights, truncation, inline reasoning, several conversations in a record."""
+    source = written(tmp_path, CHATS)
+    dataset = prepared(tmp_path, source, **recipe)
+    proof = prove(dataset, source)
+    assert codes(proof) == set() and not proof.cannot
+    assert proof.tokens == dataset.manifest.totals.n_tokens > 0
+
+
+@pytest.mark.parametrize("recipe", [{}, {"on_too_long": "split"}, {"packing": "concat_split"}], ids=str)
+def test_plain_text_is_proved(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    texts = [{"text": "Short."}, {"text": "Long <|im_start|> text. " * 300}, {"text": "e\u0301" * 5}]
+    source = written(tmp_path, texts)
+    dataset = prepared(tmp_path, source, objective="pretrain", **recipe)
+    proof = prove(dataset, source)
+    assert codes(proof) == set() and not proof.cannot
+    assert proof.tokens == dataset.manifest.totals.n_tokens > 0
+
+
+def test_what_cannot_be_proved_is_counted_with_its_reason(tmp_path: Path) -> None:
+    """A template that looks at single characters of the data prints something else for stand-ins."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | length if 'e' in m.content else 'none' }}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    source = written(
+        tmp_path, [{"messages": [{"role": "user", "content": "see"}, {"role": "assistant", "content": "e"}]}]
+    )
+    dataset = prepared(tmp_path, source, chat_template=template)
+    proof = prove(dataset, source)
+    why = "the template prints something else when characters of the data are exchanged"
+    assert proof.documents == 0 and codes(proof) == set()
+    assert proof.cannot == {why: dataset.manifest.totals.documents}
+    assert proof.cannot_tokens == dataset.manifest.totals.n_tokens
+    assert of(proof, "MP611").count == dataset.manifest.totals.documents

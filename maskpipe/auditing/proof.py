@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from maskpipe.auditing.exchange import CannotProveError
 from maskpipe.auditing.expectation import Begun, Expectation, Expected
+from maskpipe.auditing.ids import Spelled
 from maskpipe.auditing.stored import Index, Stored
 from maskpipe.chat import Conversation, Read, read_all
 from maskpipe.derived import listed
@@ -121,6 +123,65 @@ def matched_sources(given: Sequence[str], known: Sequence[Source]) -> list[int]:
         f"the dataset was made from {len(names)} sources ({', '.join(names[:6])}), and {len(given)} are given "
         f"({', '.join(given[:6])}); give the same files, under the same names or in the same order"
     )
+
+
+def begin_all(expectation: Expectation, read: Read, documents: list[Stored]) -> list[Begun | str]:
+    """The conversations of a record, each begun, or the reason why nothing can be proved of it."""
+    out: list[Begun | str] = []
+    base = 0
+    for number, item in enumerate(read.items):
+        size = len(item.messages) if isinstance(item, Conversation) else 0
+        refused, silent = _refused(documents, base, size)
+        try:
+            out.append(expectation.begin(number, base, item, refused, silent))
+        except CannotProveError as error:
+            out.append(str(error))
+        base += size
+    return out
+
+
+def finish_all(
+    expectation: Expectation, parts: Sequence[Begun | str], tokens: dict[int, list[Spelled]]
+) -> tuple[list[Expected], dict[int, str]]:
+    """The documents of a record, as the recipe fits them into sequences; and per conversation of which nothing can be
+    proved the reason. `tokens`: of each Begun, by its identity, those of its texts."""
+    expected: list[Expected] = []
+    reasons: dict[int, str] = {}
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            reasons[number] = part
+            continue
+        try:
+            made = expectation.finish(part, tokens[id(part)])
+            expected += [piece for document in made for piece in expectation.fitted(document)]
+        except CannotProveError as error:
+            reasons[number] = str(error)
+    return expected, reasons
+
+
+def expected_of(expectation: Expectation, read: Read, documents: list[Stored]) -> tuple[list[Expected], dict[int, str]]:
+    """As begin_all and finish_all, for one record."""
+    parts = begin_all(expectation, read, documents)
+    tokens = {id(part): expectation.speller.spell(part.texts) for part in parts if isinstance(part, Begun)}
+    return finish_all(expectation, parts, tokens)
+
+
+def closest(
+    stored: Stored, expected: Sequence[Expected], read: Read, met: AbstractSet[int] = frozenset()
+) -> int | None:
+    """Which of a record's documents this one is: the most alike of its conversation and turn, those not in `met`
+    first; None for none."""
+    item = _item_of(stored, read)
+    fitting = [k for k, document in enumerate(expected) if document.turn == stored.turn and document.item == item]
+    return min(fitting, key=lambda k: (_distance(stored, expected[k]), k in met), default=None)
+
+
+def _item_of(stored: Stored, read: Read) -> int:
+    """The number of the conversation that a document is of."""
+    if len(read.items) == 1:
+        return 0
+    sizes = [len(item.messages) if isinstance(item, Conversation) else 0 for item in read.items]
+    return int(np.searchsorted(np.cumsum(sizes), stored.first_message, "right"))
 
 
 class _Found:
@@ -227,19 +288,9 @@ class _Prover:
         spelled = iter(self.expectation.speller.spell([text for part in waiting for text in part.texts]))
         tokens = {id(part): [next(spelled) for _ in part.texts] for part in waiting}
         for read, documents, parts in begun:
-            expected: list[Expected] = []
-            reasons: dict[int, str] = {}
-            for item, part in enumerate(parts):
-                if isinstance(part, Begun):
-                    try:
-                        made = self.expectation.finish(part, tokens[id(part)])
-                        expected += [piece for document in made for piece in self.expectation.fitted(document)]
-                        self.out.refused_turns += len(part.refused)
-                    except CannotProveError as error:
-                        reasons[item] = str(error)
-                else:
-                    reasons[item] = part
             if read is not None:
+                expected, reasons = finish_all(self.expectation, parts, tokens)
+                self.out.refused_turns += sum(len(part.refused) for part in parts if isinstance(part, Begun))
                 self._compare(read, documents, expected, reasons)
 
     def _begin(self, record: Any, documents: list[Stored]) -> tuple[Read | None, list[Stored], list[Begun | str]]:
@@ -255,35 +306,21 @@ class _Prover:
             for stored in whole:
                 self._differs("MP602", stored, f"documents of records that cannot be read: {error.reason}")
             return None, [], []
-        parts: list[Begun | str] = []
-        base = 0
-        for number, item in enumerate(read.items):
-            size = len(item.messages) if isinstance(item, Conversation) else 0
-            refused, silent = _refused(whole, base, size)
-            try:
-                parts.append(self.expectation.begin(number, base, item, refused, silent))
-            except CannotProveError as error:
-                parts.append(str(error))
-            base += size
+        parts = begin_all(self.expectation, read, whole)
         return read, whole, parts
 
     def _compare(self, read: Read, documents: list[Stored], expected: list[Expected], reasons: dict[int, str]) -> None:
         """The documents of one record beside those that it must have become."""
         met: set[int] = set()
-        sizes = [len(item.messages) if isinstance(item, Conversation) else 0 for item in read.items]
-        bases = np.cumsum([0, *sizes])
         for stored in documents:
-            item = int(np.searchsorted(bases[1:], stored.first_message, "right")) if len(sizes) > 1 else 0
-            fitting = [k for k, e in enumerate(expected) if e.turn == stored.turn and e.item == item]
-            if not fitting:
-                if reasons:
-                    self._cannot(reasons.get(item, next(iter(reasons.values()))), [stored])
-                else:
-                    self._differs("MP602", stored, "documents that their record does not become")
-                continue
-            number = min(fitting, key=lambda k: (_distance(stored, expected[k]), k in met))
-            met.add(number)
-            self._compare_tokens(stored, expected[number])
+            number = closest(stored, expected, read, met)
+            if number is not None:
+                met.add(number)
+                self._compare_tokens(stored, expected[number])
+            elif reasons:
+                self._cannot(reasons.get(_item_of(stored, read), next(iter(reasons.values()))), [stored])
+            else:
+                self._differs("MP602", stored, "documents that their record does not become")
         if not documents:
             return
         source, record = documents[0].source, documents[0].record
@@ -291,7 +328,7 @@ class _Prover:
             own = document.turn if document.turn >= 0 else -1
             if number in met or (source, record, own) in self.dropped or document.item in reasons:
                 continue
-            if (source, record, document.base) in self.dropped and len(sizes) > 1:
+            if (source, record, document.base) in self.dropped and len(read.items) > 1:
                 continue
             if self.expectation.loss(document, document.parts, document.roles).any():
                 place = Place(source=self._name(source), record=record, message=own)
