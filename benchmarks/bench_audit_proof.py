@@ -89,7 +89,9 @@ def main() -> int:
         print(json.dumps({"prepare": made, "proof": proved, "ratio": ratio, "bar": BAR, "good": good}))
     else:
         print(f"prepare   {made['seconds']:8.2f} CPU s   {made['tokens'] / made['seconds']:10,.0f} tokens/s")
-        print(f"proof     {proved['seconds']:8.2f} CPU s   {proved['tokens_proved'] / proved['seconds']:10,.0f} tokens/s")
+        print(
+            f"proof     {proved['seconds']:8.2f} CPU s   {proved['tokens_proved'] / proved['seconds']:10,.0f} tokens/s"
+        )
         print(f"ratio     {ratio:8.2f}         bar {BAR}: {'met' if good else 'MISSED'}")
         print(json.dumps(proved))
     return 0 if good else 1

@@ -28,7 +28,7 @@ from tests.conversations import CHATS, Chat
 from tests.corpus import Entry, chat_templates
 
 LONG = "MASKPIPE_LONG" in os.environ
-STEP = 1 if LONG else 48
+STEP = 1 if LONG else 72
 MARKERS = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>\s]+｜>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 DEMO = Path(maskpipe.__file__).parent / "demo_data" / "tokenizer"
 

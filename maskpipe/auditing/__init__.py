@@ -8,6 +8,7 @@ checks.py     rows of a dataset of maskpipe ─▶ findings and coverage, in one
 foreign/      what other tools prepared, and batches of any training loop
 files.py      bytes, identity and ledger of its directory
 coverage.py   what a dataset holds, from its manifest and from its rows
+trace.py      a token to the characters it comes from, and back
 proof.py      every token beside what its source says. stored.py finds documents by record; expectation.py makes them
               anew: plain renders (renders.py, exchange.py, shown.py), rule.py, offsets (ids.py), selection.py
 report.py     Report: findings, coverage, requirements, exit code     terminal.py   as a person sees it

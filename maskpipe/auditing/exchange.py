@@ -125,8 +125,7 @@ class Exchange:
             path: Path = ("messages", index, key)
             if key == "role":
                 out[key] = value
-                if role is Role.OTHER:
-                    self._keep(path, str(value), index, role, Part.CONTENT)
+                self._keep(path, str(value), index, role, Part.CONTENT if role is Role.OTHER else Part.SCAFFOLD)
                 continue
             part = Part.REASONING if key in REASONING else Part.TOOL_CALL if key in CALLS else Part.CONTENT
             if key in REASONING and id(value) in done:

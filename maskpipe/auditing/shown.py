@@ -74,6 +74,7 @@ class Shown:
         for leaf in self.data.unexchanged:
             size = len(leaf.text)
             same = (leaf.role, leaf.part, leaf.message) == (role, part, message)
+            same &= part != Part.SCAFFOLD or self.loop[at] < 0  # a role's name that is printed outside of all loops
             if same and leaf.text.casefold() in self.text[max(0, at - size + 1) : at + size].casefold():
                 return True
         return False

@@ -171,7 +171,7 @@ def locate(
     split: str | None = None,
     source_name: str | None = None,
 ) -> list[Located]:
-    """The tokens that hold a character: of `field` (such as content, or tool_calls[0].function.name) of a message that is
+    """The tokens that hold a character: of `field` (such as content, or tool_calls[0].function.name) of a message,
     numbered as in the dataset. Empty where none does: it was left out, cut off, or the template does not show it.
 
     UsageError: a source that is not the one that was prepared, or several sources and no `source_name`.
