@@ -562,7 +562,7 @@ def test_hostile_text_is_shown_and_does_nothing(chromium: Page, tmp_path: Path) 
     chromium.key("/")
     chromium.type("<img src=x")
     chromium.key("Enter")
-    chromium.wait("document.getElementById('found').innerText.startsWith('1 matches')")
+    chromium.wait("document.getElementById('found').innerText.startsWith('1 match in')")
     assert chromium.run("window.pwned") is None
 
 

@@ -341,17 +341,19 @@
     return row.runs[low];
   }
 
-  const readable = (text) => (text === "" ? "the rest of the character before" : text.replaceAll("\n", "↵"));
+  /* In quotes, and kept apart from what stands beside it, whichever way it is written. */
+  const quoted = (text) => (text === "" ? "the rest of the character before" :
+    `“\u2068${text.replaceAll("\n", "↵")}\u2069”`);
 
   function describe(row, position) {
     const run = runAt(row, position), { fact } = run, sym = symbols(row);
     const [, title, notes, verdicts] = row.documents[run.document] || [0, "", [], {}];
     const begins = run.document ? row.ends[run.document - 1] : 0;
-    const out = [["token", `“${readable(data.texts[sym[position]])}”`], ["id", String(ids[sym[position]])],
+    const out = [["token", quoted(data.texts[sym[position]])], ["id", String(ids[sym[position]])],
       ["trained", fact.loss ? "yes" : "no"], ["why", data.why[fact.why]],
       ["role", data.roles[fact.role]], ["part", data.parts[fact.part]]];
-    if (fact.loss && position > begins) out.push(["predicted from", `“${readable(data.texts[sym[position - 1]])}”, ${
-      position + row.first - 1}`]);
+    if (fact.loss && position > begins) out.push(["predicted from", `${quoted(data.texts[sym[position - 1]])}, token ${
+      number(position + row.first - 1)}`]);
     if (!data.given.includes(fact.why)) out.push(["sampled", fact.flags & SAMPLED ? "yes: the model itself would write it" :
       "no"]);
     if (fact.flags & STRADDLES) out.push(["straddles", "the border of sampled text: never trained"]);
@@ -429,10 +431,11 @@
       button.querySelector(".found").textContent = found < 0 ? "" :
         asked.text ? `${number(found)} match${found === 1 ? "" : "es"}` : `${number(found)} token${found === 1 ? "" : "s"}`;
     });
+    document.querySelector("[data-key=m]").hidden = !asked.text && !filtering();
     const total = data.rows.reduce((sum, row) => sum + (asked.text ? matches(row).length : size(passing(row))), 0);
     const rows = data.rows.filter((row) => (asked.text ? matches(row) : passing(row)).length).length;
     $("found").textContent = !asked.text && !filtering() ? "" :
-      `${number(total)} ${asked.text ? "matches" : "tokens"} in ${number(rows)} of ${number(data.rows.length)} rows`;
+      `${number(total)} ${asked.text ? (total === 1 ? "match" : "matches") : total === 1 ? "token" : "tokens"} in ${number(rows)} of ${number(data.rows.length)} rows`;
   }
 
   function makeList() {
@@ -529,6 +532,7 @@
     add("f-role", seen.role, (value) => data.roles[value]);
     add("f-part", seen.part, (value) => data.parts[value]);
     add("f-code", seen.code, (value) => value);
+    document.querySelector("[data-key=f]").hidden = seen.code.size === 0;
     for (const item of document.querySelectorAll("#legend [data-role]")) {
       item.hidden = !seen.role.has(+item.dataset.role);
     }
