@@ -108,7 +108,7 @@ def write_olmo(path: Path, chats: Sequence[Chat], dtype: Any, described: Mapping
     """OLMo-core's raw arrays with a label mask and borders."""
     path.mkdir()
     ends = np.cumsum([len(chat.ids) for chat in chats]).tolist()
-    np.concatenate([np.array(chat.ids, dtype) for chat in chats]).tofile(path / "token_ids_part_00000.npy")
+    np.concatenate([np.array(chat.ids) for chat in chats]).astype(dtype).tofile(path / "token_ids_part_00000.npy")
     masks: npt.NDArray[np.bool_] = np.concatenate([np.array(chat.loss, np.bool_) for chat in chats])
     masks.tofile(path / "labels_mask_part_00000.npy")
     lines = "".join(f"{start},{end}\n" for start, end in zip([0, *ends[:-1]], ends, strict=True))

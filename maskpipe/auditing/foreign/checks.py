@@ -56,6 +56,8 @@ class Checker:
     """Tokens of the longest document."""
     _stopped: _Ends = field(default_factory=_Ends)
     """Documents that end with a stop token and nothing behind it."""
+    _misplaced: _Ends = field(default_factory=_Ends)
+    """Documents that end with a token that ends texts where the template writes none."""
     _open: _Ends = field(default_factory=_Ends)
     """Documents that end inside a trained turn."""
     _tailless: Counter[int] = field(default_factory=Counter)
@@ -295,7 +297,8 @@ class Checker:
             return out
         padded = np.concatenate([loss, [False]])
         document_start, document_end = turns.starts[table[:, 0]], turns.ends[table[:, 0]]
-        start, end = table[:, 1], table[:, 2]
+        empty = _sum(turns.marks & EMPTY > 0, table[:, 1], table[:, 2])  # at its head, and not trained
+        start, end = table[:, 1] + empty, table[:, 2]
         has_before = start - 1 > document_start
         before = padded[start - 1] & has_before
         has_behind = end < document_end
@@ -367,6 +370,10 @@ class Checker:
         stops[:-1] = np.isin(rows.ids, self._finals())
         last_is_stop = stops[turns.ends - 1] & (lengths > 0)
         self._tails += int(np.count_nonzero((turns.states == WHOLE) & ~last_is_stop))
+        misplaced = last_is_stop & (turns.marks[turns.ends - 1] & STRAY > 0)
+        for number in np.flatnonzero(misplaced).tolist():
+            at = int(turns.ends[number])
+            self._misplaced.add(int(lengths[number]), rows.where.place(at - 1, at))
         self._tailless.update(lengths[last_is_stop & (turns.states == TAIL_MISSING)].tolist())
         for number in np.flatnonzero(last_is_stop & np.isin(turns.states, (WHOLE, TAIL_MISSING))).tolist():
             self._stopped.add(
@@ -383,6 +390,9 @@ class Checker:
         """What only all rows together say."""
         longest, stopped = self._longest, self._stopped.lengths[self._longest]
         elsewhere = sum(self._tailless.values()) - self._tailless[longest]
+        if self._misplaced.lengths[longest]:
+            text = "{count} documents are as long as the longest and end with a stop token where none belongs"
+            self.tally.add("MP315", text, self._misplaced.lengths[longest], self._misplaced.places[longest])
         if self._tails and self._tailless[longest] > 1 and not elsewhere:
             text = "{count} documents are as long as the longest and end with a stop token, without the text behind it"
             self.tally.add("MP315", text, stopped, self._stopped.places[longest])

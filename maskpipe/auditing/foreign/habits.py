@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,12 @@ def bos_id(tokenizer: Tokenizer) -> int | None:
 
 def learn(tokenizer: Tokenizer, chat_template: str | os.PathLike[str] | None = None) -> Habits:
     """The habits of the tokenizer's chat template, or of the one given."""
-    template = None if chat_template is None else os.fspath(chat_template)
+    return _learnt(tokenizer, None if chat_template is None else os.fspath(chat_template))
+
+
+@lru_cache(maxsize=8)
+def _learnt(tokenizer: Tokenizer, template: str | None) -> Habits:
+    """Learning takes some tenths of a second, so the last few habits are kept."""
     if template is None and tokenizer.chat_template is None:
         return Habits((), "the tokenizer has no chat template", None, frozenset(), (), {}, frozenset())
     try:
@@ -183,7 +189,6 @@ class _Learner:
         empty: set[Tokens] = set()
         allowed: Counter[int] = Counter()
         counts: set[int] = set()
-        located = False
         for kwargs in self._switches():
             for shape in _SHAPES:
                 for tools in self._tools(shape, kwargs):
@@ -192,14 +197,13 @@ class _Learner:
                     read = [pieces for document in documents if (pieces := self._read(document)) is not None]
                     if len(read) < 2:
                         continue
-                    located = True
                     counts.add(self._leading_bos(documents[0].input_ids))
                     found.update(dict.fromkeys(self._joints(documents[0], read[0], documents[1], read[1])))
                     for document, pieces in zip(documents, read, strict=True):
                         empty |= _empty(document)
                         for id, bit in self._allowed(document, pieces):
                             allowed[id] |= bit
-        if not located:
+        if not any(joint.after == Role.ASSISTANT for joint in found):
             reason = self.why or "the chat template refused every probe conversation"
             return Habits((), reason, None, frozenset(), (), {}, frozenset())
         joints = [

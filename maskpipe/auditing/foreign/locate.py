@@ -90,13 +90,14 @@ class Locator:
         turns = found.turns.reshape(-1, 4)
         states = found.states
         roles, marks = found.roles, found.marks
-        if self._starts_anywhere:  # any text would do as the beginning: a turn has to follow
-            has_turn = np.zeros(len(states), np.bool_)
-            has_turn[turns[:, 0]] = True
-            for number in np.flatnonzero(~has_turn & (states != NOT_LOCATED)).tolist():
-                roles[starts[number] : ends[number]] = Role.UNKNOWN
-                marks[starts[number] : ends[number]] = 0
-                states[number] = NOT_LOCATED
+        has_turn = np.zeros(len(states), np.bool_)
+        has_turn[turns[:, 0]] = True
+        trained = np.concatenate([[0], np.cumsum(rows.loss)])
+        doubtful = ~has_turn & (states != NOT_LOCATED) & (self._starts_anywhere | (trained[ends] > trained[starts]))
+        for number in np.flatnonzero(doubtful).tolist():  # something is trained that is no turn of this template
+            roles[starts[number] : ends[number]] = Role.UNKNOWN
+            marks[starts[number] : ends[number]] = 0
+            states[number] = NOT_LOCATED
         return Turns(
             starts, ends, roles, marks, states, found.bos, found.from_start, turns, found.openings, found.beginnings
         )

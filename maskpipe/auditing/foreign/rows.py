@@ -93,6 +93,7 @@ def understand(stretch: Stretch, reading: Reading, about: Ids, shift: int, tally
     _check_attention(columns, padding, loss & explicit, values, about, where, tally)
     _check_trained_padding(padding, loss, explicit, values, where, tally)
     loss &= ~padding
+    _check_left_out(values, columns, reading, padding, about, where, tally)
     starts, declared = _documents(columns, reading, padding, where, tally)
     if not explicit:
         loss &= ~starts
@@ -154,6 +155,20 @@ def _padding(ids: npt.NDArray[np.int32], columns: dict[str, Ragged], reading: Re
             run &= before
         padding |= run
     return padding
+
+
+def _check_left_out(
+    ids: npt.NDArray[np.int32], columns: dict[str, Ragged], reading: Reading, padding: Bool, about: Ids, where: Where,
+    tally: Tally,
+) -> None:  # fmt: skip
+    """Lengths leave out padding, and nothing else."""
+    name = next((name for name in reading.borders if name in (*LENGTHS, *ENDS)), None)
+    if name is None or "attention_mask" in columns:
+        return
+    wrong = padding & ~np.isin(ids, [0, *sorted(about.ends), *([] if about.pad is None else [about.pad])])
+    rows = np.unique(np.searchsorted(where.offsets, np.flatnonzero(wrong), "right") - 1)
+    text = f"{{count}} rows in which {name} leaves out tokens that are no padding"
+    tally.add("MP202", text, len(rows), [where.row(int(row)) for row in rows[:PLACES]])
 
 
 def _filled(column: Ragged, name: str) -> Int64:

@@ -86,7 +86,7 @@ def recognise(names: Collection[str], where: str, shape: Shape | None = None, ab
         shape=shape,
         columns=columns,
         loss=("labels",) if "labels" in columns else masks,
-        at_predictor=shape == "megatron-bridge",
+        at_predictor="loss_mask" in columns and "seq_start_id" in columns,
         unread=tuple(sorted(set(names) - set(columns))),
         about=about,
     )
