@@ -215,7 +215,10 @@ class _Learner:
         ]
         joints += self._completed(joints)
         alike = {(joint.before, joint.after, joint.ids): joint for joint in reversed(joints)}
-        ordered = sorted(alike.values(), key=lambda joint: (joint.before, -len(joint.ids), joint.after, joint.ids))
+        ordered = sorted(  # where nothing tells an assistant's turn from others, it is taken for one: less is claimed
+            alike.values(),
+            key=lambda joint: (joint.before, -len(joint.ids), joint.after != Role.ASSISTANT, joint.after, joint.ids),
+        )
         stops = {id for joint in joints for id, mark in zip(joint.ids, joint.marks, strict=True) if mark & STOP}
         return Habits(
             tuple(ordered), "", self.bos if counts - {0} else None, frozenset(counts),

@@ -95,7 +95,7 @@ def understand(stretch: Stretch, reading: Reading, about: Ids, shift: int, tally
     loss &= ~padding
     _check_left_out(values, columns, reading, padding, about, where, tally)
     starts, declared = _documents(columns, reading, padding, where, tally)
-    if not explicit:
+    if not explicit or reading.reader_skips_first:
         loss &= ~starts
     loss[ids.offsets[:-1]] = False  # nothing predicts it, whatever the columns say
     packed = np.add.reduceat(starts, ids.offsets[:-1]) > 1

@@ -39,6 +39,8 @@ class Reading:
     """The columns that say what is trained: labels, or masks, of which all must be 1. Empty: nothing says so."""
     at_predictor: bool = False
     """A mask stands at the token that predicts the target (Megatron-Bridge), not at the target."""
+    reader_skips_first: bool = False
+    """Whoever reads these columns gives the first token of each document the label -100 (TRL, where it packs)."""
     unread: tuple[str, ...] = ()
     """Columns that say nothing that is known here."""
     about: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +55,8 @@ class Reading:
     def lines(self) -> list[str]:
         """The reading in words, one column each."""
         out = [f"{name}: {self._meaning(name)}" for name in self.columns]
+        if self.reader_skips_first:
+            out.append("labels of first tokens: the collator of this shape makes them -100, so they count as that")
         if not self.loss:
             out.append("no column says what is trained: a trainer takes every token")
         out += [f"{name}: {text}" for name, text in self.about.items()]
@@ -87,6 +91,7 @@ def recognise(names: Collection[str], where: str, shape: Shape | None = None, ab
         columns=columns,
         loss=("labels",) if "labels" in columns else masks,
         at_predictor="loss_mask" in columns and "seq_start_id" in columns,
+        reader_skips_first=shape == "trl" and "labels" in columns,
         unread=tuple(sorted(set(names) - set(columns))),
         about=about,
     )
