@@ -68,7 +68,8 @@ def _share_words(report: Report) -> str:
 def _after_clean(report: Report, tail: str) -> str:
     notes = len(report.of_level("note"))
     what = "every token of every row, file and count" if report.kind == "maskpipe" else "every row that was read"
-    return f"Checked: {what}." + (f" {count(notes, 'note')} below." if notes else "")
+    proof = "" if report.proof is None else f" Against the source: {report.proof}."
+    return f"Checked: {what}.{proof}" + (f" {count(notes, 'note')} below." if notes else "")
 
 
 def header(report: Report) -> str:
@@ -135,10 +136,18 @@ def _proof(report: Report) -> str:
     if report.proof is None:
         return ""
     values = report.proof.to_dict()
-    cells = "".join(_tile(f"{value:,}" if isinstance(value, int) else str(value), name.replace("_", " "))
-                    for name, value in values.items() if isinstance(value, int | float | str))  # fmt: skip
+    cells = "".join(
+        _tile(f"{value:,}", name.replace("_", " ")) for name, value in values.items() if isinstance(value, int)
+    )
+    why = "".join(
+        f"<li>{text(reason.replace('_', ' '))}: {n:,}</li>"
+        for value in values.values()
+        if isinstance(value, Mapping)
+        for reason, n in value.items()
+    )
     title = "Proof against the source: rendered and encoded again, every token compared"
-    return f'<h3>{title}</h3><div class="tiles">{cells}</div>'
+    reasons = f"<p class='none-found'>Documents that this cannot prove:</p><ul class=places>{why}</ul>" if why else ""
+    return f'<h3>{title}</h3><div class="tiles">{cells}</div>{reasons}'
 
 
 def _read_as(values: Mapping[str, Any]) -> str:
