@@ -221,7 +221,7 @@ def _documents(
     policy = Policy.of(Recipe.from_dict(dataset.manifest.recipe))
     for _, unpacked in unpack_shards(dataset):
         facts = unpacked.facts
-        if not len(own) or np.any(facts["branch"] != Branch.NONE):
+        if not len(own):
             break
         near = np.flatnonzero(np.isin(facts["row"], rows))
         chosen = [k for k in near.tolist() if (int(facts["source"][k]), int(facts["row"][k])) in own]
@@ -245,8 +245,10 @@ def _documents(
 
 
 def _conversation_and_turn(document: Document) -> tuple[int, int]:
-    """What tells the documents of a record apart: a record may hold several conversations."""
-    return min(document.verdicts, default=-1), document.turn
+    """What tells the documents of a record apart: a record may hold several conversations. The prompt of a pair has no
+    turns to train, and is told by its messages."""
+    own = document.message_ids[document.message_ids >= 0].tolist() if document.branch is Branch.PROMPT else ()
+    return min(document.verdicts, default=min(own, default=-1)), document.turn
 
 
 def _rejected(dataset: Dataset, numbers: Sequence[int], keys: set[tuple[int, int]]) -> dict[tuple[int, int], str]:

@@ -194,11 +194,12 @@ def _verdicts(rows: Rows, own: UInt64) -> UInt64:
     entry = np.repeat(np.arange(len(own)), np.diff(rows.verdict_offsets))
     out = np.zeros(len(own), np.uint64)
     np.add.at(out, entry, _mix(_mix(own)[entry] ^ _mix(values)))
-    paired = rows.documents["branch"] != Branch.NONE
-    if paired.any():
+    judged = rows.documents["branch"] != Branch.NONE
+    judged |= (rows.documents["label"] >= 0) | ~np.isnan(rows.documents["score"])
+    if judged.any():
         score = np.ascontiguousarray(rows.documents["score"]).view(np.uint32).astype(np.uint64)
         label = rows.documents["label"].astype(np.uint8).astype(np.uint64)
-        out += np.where(paired, _mix(score << np.uint64(8) | label), 0).astype(np.uint64)
+        out += np.where(judged, _mix(score << np.uint64(8) | label), 0).astype(np.uint64)
     return out
 
 

@@ -33,7 +33,7 @@ from maskpipe.encoder import Encoder
 from maskpipe.errors import RecordError, UsageError
 from maskpipe.findings import Finding
 from maskpipe.policy import Policy, kinds, may_train
-from maskpipe.roles import Flag, Part, Role, Verdict, role_of
+from maskpipe.roles import Branch, Flag, Part, Role, Verdict, role_of
 from maskpipe.sources import open_sources
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _gets_none(document: Document, policy: Policy) -> npt.NDArray[np.uint8]:
         would = (document.sampled > 0) | (policy.loss(replace(document, weights=None)) > 0)
         out[(document.weights == 0) & would] = Why.WEIGHT_0
     out[flags & Flag.STRADDLES > 0] = Why.STRADDLES
-    out[:1] = Why.FIRST
+    out[:1] = Why.FIRST if document.parent is None else Why.HEADER
     out[roles == Role.PADDING] = Why.PADDING
     return out
 
@@ -340,6 +340,7 @@ class Explanation:
         texts = token_texts(document.input_ids, self.tokenizer)
         return {
             "turn": document.turn,
+            **_judged(document),
             "n_tokens": len(document),
             "n_loss": int(document.loss_mask.sum()),
             **({"mean_nll": _finite(table.mean_loss)} if modelled else {}),
@@ -612,11 +613,33 @@ def _document_title(e: Explanation, number: int, document: Document, table: Pred
         what = "text"
     if e.origins:
         what = e.origins[number - 1]
+    elif document.branch is not Branch.NONE and document.turn < 0:
+        what = "its messages"
+    what = _judged_words(document) + what
     out = Shown(f"document {number} of {len(e.documents)}", style="bold")
     out.append(f"  {what}, {len(document):,} tokens, {trained:,} with loss", style="not bold")
     if table.mean_loss is not None:
         out.append(f", mean {table.mean_loss:.2f}", style="not bold")
     return out
+
+
+def _judged(document: Document) -> dict[str, Any]:
+    """What preference data says of the document; nothing for other data."""
+    if document.branch is Branch.NONE and document.label is None:
+        return {}
+    return {"branch": document.branch.name.lower(), "score": document.score, "label": document.label}
+
+
+def _judged_words(document: Document) -> str:
+    """The same in words, in front of a title."""
+    score = "" if document.score is None else f" (score {document.score:g})"
+    if document.branch is Branch.PROMPT:
+        return "the prompt, which both answers continue: "
+    if document.branch is not Branch.NONE:
+        return f"the {document.branch.name.lower()} answer{score}: "
+    if document.label is not None:
+        return f"an answer that is {'' if document.label else 'not '}wanted{score}: "
+    return ""
 
 
 def _flow(document: Document, e: Explanation, full: bool) -> Shown:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from maskpipe.derived import listed, new_dataset, publish_derived, require_chunks, scratch_file
@@ -27,13 +28,14 @@ from maskpipe.document import Document
 from maskpipe.encoder import Encoded, fit_lengths, with_loss
 from maskpipe.errors import DatasetError, RecordError, UsageError
 from maskpipe.pack import Method
+from maskpipe.pairs import fit_pair
 from maskpipe.partial import Partial
 from maskpipe.partitions import Stage, plan_shards
 from maskpipe.policy import Policy
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Role
 from maskpipe.shards.chunks import NOTHING, SPLIT, TOO_LONG, TRUNCATED, ChunkEntry, read_chunks, total_counts
-from maskpipe.shards.documents import documents_to_table, table_to_documents
+from maskpipe.shards.documents import documents_to_table, table_to_documents, with_pairs
 from maskpipe.shards.format import DOCUMENT_DTYPE, DOCUMENT_SCHEMA, DROPPED, REJECTS
 from maskpipe.shards.manifest import Manifest, ShardRecord
 from maskpipe.shards.reader import Dataset
@@ -129,8 +131,6 @@ def repack(
 
 
 def _check_allowed(dataset: Dataset, old: Recipe, recipe: Recipe, chunks: Sequence[ChunkEntry]) -> None:
-    if recipe.objective == "preference":
-        raise UsageError(f"{dataset.path}: preference pairs cannot be packed anew; prepare it anew")
     before, after = _limit(old), _limit(recipe)
     if before == after:
         return
@@ -233,6 +233,7 @@ class _Documents:
     def stages(self, places: _Places) -> Iterator[Stage]:
         """The stages, in the order of the chunks, then those of the repeated documents as prepare has them; afterwards
         chunks, dropped and counts are complete."""
+        paired = self._recipe.objective == "preference"
         weighted = any(weight > 1 for weight in self._recipe.source_weights.values())
         repeats: dict[int, list[Stage]] = defaultdict(list)
         entries = listed(self._dataset, DROPPED)
@@ -246,6 +247,7 @@ class _Documents:
             after: list[dict[str, Any]] = []
             path = scratch_file(self._partial, "chunk", number)
             lengths: list[int] = []
+            pairs: list[Int64] = []
             if number in places:
                 table, facts = _entries(places[number])
                 copy = self._copies(table, facts) if weighted else None
@@ -253,16 +255,21 @@ class _Documents:
                     for part in self._fitted(table, facts, out, after):
                         writer.write_table(part)
                         lengths += np.diff(part["input_ids"].combine_chunks().offsets.to_numpy()).tolist()
+                        pairs.append(part["pair"].fill_null(-1).to_numpy())
             self.dropped += sorted(before[number] + after, key=lambda entry: int(entry["row"]))
             self.counts.update(out.counts)
             self.chunks[number] = replace(chunk, counts=Counter(chunk.counts) + out.counts)
             sizes = np.array(lengths, np.int32)
+            units = np.concatenate(pairs) if paired and number in places else None
+            if units is not None:
+                units = (np.cumsum(_begins(units)) - 1).astype(np.int32)
             if number not in places or copy is None:
-                yield Stage(str(path), sizes)
+                yield Stage(str(path), sizes, None, units)
                 continue
             for turn in range(int(copy.max()) + 1):
                 rows = np.flatnonzero(copy == turn).astype(np.int32)
-                repeats[turn].append(Stage(str(path), sizes[rows], rows))
+                own = None if units is None else units[rows]
+                repeats[turn].append(Stage(str(path), sizes[rows], rows, own))
             yield repeats[0].pop()
         for turn in sorted(repeats):
             yield from repeats[turn]
@@ -279,6 +286,8 @@ class _Documents:
                 f"{self._dataset.path}: its recipe takes sources several times (source_weights), and record "
                 f"{where['row']} of source {where['source']} may be in pieces; prepare its sources anew"
             )
+        if (facts["pair"] >= 0).any():
+            return _copies_of_pairs(table, facts)
         own = np.stack([facts["row"], conversations(table), facts["turn"]])
         begins = np.flatnonzero(np.any(np.diff(own, axis=1, prepend=own[:, :1] - 1) != 0, axis=0))
         return np.arange(len(facts)) - np.repeat(begins, np.diff([*begins, len(facts)]))
@@ -288,7 +297,8 @@ class _Documents:
         limit = _limit(self._recipe)
         tokens = np.diff(table["input_ids"].combine_chunks().offsets.to_numpy())
         # All the documents of a record are looked at together where one is too long or lies in pieces.
-        odd = (tokens > limit) | (tokens != facts["length"])
+        units = np.cumsum(_begins(facts["pair"])) - 1
+        odd = (np.bincount(units, weights=tokens)[units] > limit) | (tokens != facts["length"])
         records = np.flatnonzero(np.diff(facts["row"], prepend=-1))
         touched = np.logical_or.reduceat(odd, records)
         bounds = [*records.tolist(), len(facts)]
@@ -336,6 +346,13 @@ class _Documents:
 
     def _fit(self, documents: list[Document], out: Encoded, several: bool) -> list[Document]:
         limit = _limit(self._recipe)
+        if documents[0].pair is not None:
+            if documents[-1].pair != documents[0].pair:
+                raise UsageError(_refusal(documents[0], limit, "makes several pairs, each judged on its own"))
+            try:
+                return fit_pair(documents, self._recipe, out)
+            except RecordError as error:
+                raise UsageError(_refusal(documents[0], limit, f"prepare would reject it ({error.reason})")) from None
         if several and any(len(document) > limit for document in documents):
             raise UsageError(_refusal(documents[0], limit, "holds several conversations, each judged on its own"))
         for document in documents:
@@ -359,6 +376,27 @@ def _in_order(document: Document) -> bool:
     return bool(np.all(np.diff(document.message_ids[sampled]) >= 0))
 
 
+def _begins(pairs: Int64) -> npt.NDArray[np.bool_]:
+    """[documents] Does each begin a unit: another pair than the one before it, or none?"""
+    begins = np.ones(len(pairs), bool)
+    begins[1:] = (np.diff(pairs) != 0) | (pairs[1:] < 0)
+    return begins
+
+
+def _copies_of_pairs(table: pa.Table, facts: Any) -> Int64:
+    """[documents] which copy each is, where a record's pairs are there several times."""
+    begins = _begins(facts["pair"])
+    units = np.cumsum(begins) - 1
+    last = np.flatnonzero(np.diff(units, append=units[-1:] + 1))  # the rejected side, or an answer alone
+    seen: Counter[tuple[int, int, int]] = Counter()
+    copy = []
+    own = (facts["row"][last], conversations(table)[last], facts["turn"][last])
+    for unit in zip(*(values.tolist() for values in own), strict=True):
+        copy.append(seen[unit])
+        seen[unit] += 1
+    return np.array(copy, np.int64)[units]
+
+
 def _entries(places: list[tuple[Path, int]]) -> tuple[pa.Table, Any]:
     """The entries of a chunk in the order their documents were made, and their facts (DOCUMENT_DTYPE)."""
     batches = []
@@ -367,12 +405,16 @@ def _entries(places: list[tuple[Path, int]]) -> tuple[pa.Table, Any]:
             batches.append(pa.ipc.open_file(file).get_batch(number))
     table = pa.Table.from_batches(batches, _ENTRY_SCHEMA)
     facts = np.zeros(table.num_rows, DOCUMENT_DTYPE)
-    for name in ("source", "row", "turn", "start", "length"):
+    for name in ("source", "row", "turn", "start", "length", "branch"):
         facts[name] = table[name].to_numpy()
+    facts["pair"] = table["pair"].fill_null(-1).to_numpy()
     # A record's conversations; of each, all of it (turn -1), then its turns. A text that was split is several documents
-    # alike: full rows, which packing leaves in order, and last the shorter rest. Fragments: by where they start.
+    # alike: full rows, which packing leaves in order, and last the shorter rest. Fragments: by where they start. Pairs
+    # are numbered in the order they were made, copies after all that are copied; of each: prompt, chosen, rejected.
     size = -facts["length"].astype(np.int64)
-    order = np.lexsort((facts["start"], size, facts["turn"], conversations(table), facts["row"]))
+    order = np.lexsort(
+        (facts["start"], size, facts["turn"], conversations(table), facts["branch"], facts["pair"], facts["row"])
+    )
     return table.take(pa.array(order)).combine_chunks().select(DOCUMENT_SCHEMA.names), facts[order]
 
 
@@ -387,6 +429,7 @@ def _write(work: Path, stages: list[Stage], recipe: Recipe, manifest: Manifest) 
                 table = pa.ipc.open_file(file).read_all()
             tables.append(table if rows is None else table.take(pa.array(rows)))
         yield write_shard(
-            work, number, pa.concat_tables(tables), shard.pieces, sequence_length=recipe.sequence_length,
+            work, number, with_pairs(pa.concat_tables(tables), shard.pairs), shard.pieces,
+            sequence_length=recipe.sequence_length,
             pad_id=manifest.pad_id, vocab_size=manifest.vocab_size, recipe_fingerprint=recipe.fingerprint(),
         )  # fmt: skip

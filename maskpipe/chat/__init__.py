@@ -21,13 +21,22 @@
 | search traces | `answer_generation` with train_messages and function | tool_traces.py |
 | text | `text`, one string, for objective "pretrain" | reading.py |
 
+With objective "preference" a record holds two answers of which one is preferred, or an answer with a label:
+
+| shape | how it is known | file |
+|---|---|---|
+| pairs | `chosen` and `rejected`, or another name of the two: strings, messages, whole chats | pairs.py |
+| ranked answers | `completions`, `responses` or `answers` with ranks or scores | ranked.py |
+| labelled answers | any shape above with `label` (or `kto_tag`) true or false | labelled.py |
+
 The first shape that fits decides; when a second one fits and says something else, the record is refused
 (ambiguous_shape). A column that the recipe maps to one of these names counts as that column and goes before all others,
 `--map NAME=ignore` takes a column away, and `--map 'messages[].KEY=role'` renames a key inside messages.
 
 Beside any chat: `tools` (or old-style `functions`), `documents`, `chat_template_kwargs`, and `system` (or
-`system_prompt`), which becomes the first message (beside.py). Preference pairs, labels, pictures and tokenized data are
-refused by name (refusals.py). Other columns, such as ids, are not part of the chat.
+`system_prompt`), which becomes the first message (beside.py). With other objectives preference pairs and labels are
+refused by name, as pictures and tokenized data always are (refusals.py). Other columns, such as ids, are not part of
+the chat.
 
 What a message says is never changed: key order, nulls, unknown keys, object or string tool arguments stay as they are.
 Only other spellings of the same thing are renamed: each file says which. Whatever cannot be read is a RecordError with

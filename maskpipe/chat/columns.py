@@ -30,13 +30,16 @@ SCORE_COLUMNS = (
     ("chosen-rating", "rejected-rating"),
     ("chosen_reward", "rejected_reward"),
 )
+RANK_LISTS = ("ranks", "ranking", "rankings")
+SCORE_LISTS = ("scores", "rewards", "ratings")
 IGNORE = "ignore"
 """The name to which a column is mapped to take it away."""
 KNOWN_COLUMNS = (
     *CHAT_COLUMNS, "tree", "prompt", *COMPLETION_COLUMNS, *COMPLETIONS_COLUMNS, "instruction", "output",
     *INPUT_COLUMNS, "history", "question", "answer", "answer_generation", "text", "tools", "functions", "documents",
     "chat_template_kwargs", *SYSTEM_COLUMNS, *MEDIA_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair),
-    "label", "kto_tag", *(name for pair in SCORE_COLUMNS for name in pair), "margin", IGNORE,
+    "label", "kto_tag", *(name for pair in SCORE_COLUMNS for name in pair), "margin", "answers",
+    *RANK_LISTS, *SCORE_LISTS, IGNORE,
 )  # fmt: skip
 
 

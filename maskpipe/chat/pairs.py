@@ -94,7 +94,7 @@ def _prompt(columns: Columns, names: tuple[str, str], recipe: Recipe) -> tuple[C
         column = Column(inner.value["messages"], (*inner.path, "messages"))
         chat = read_messages(column, recipe)
         if isinstance(inner.value.get("tools"), list):
-            chat.tools = inner.value["tools"]
+            chat.tools = [anthropic.tool_of(tool) if anthropic.is_tool(tool) else tool for tool in inner.value["tools"]]
         return chat, column
     if "prompt" in columns:
         prompt = prompt_of(columns["prompt"], recipe)
@@ -153,7 +153,7 @@ def _whole(prompt: Chat | None, at: Column | None, side: Column, columns: Column
     raise RecordError(
         f"{json_path(side.path)} begins with a message of role {role!r} that is not the prompt's, so it is not clear "
         f"what it answers. Take the prompt's column away if it is another text: --map {at.path[0]}=ignore",
-        reason="prompt_differs",
+        reason="ambiguous_shape",
     )
 
 

@@ -31,7 +31,7 @@ from maskpipe.strict_json import Path, json_path
 
 QUESTION_EXTRAS = ("id", "idx", "index", "source", "split", "level", "type", "category", "subject", "problem_idx")
 """Columns that may stand beside question and answer without making it unclear what the prompt is."""
-_ANSWER_KEYS = ("completion", "response", "output", "text", "content", "value")
+ANSWER_KEYS = ("completion", "response", "output", "text", "content", "value")
 _ANSWER_EXTRAS = ("model", "model_name", "id", "index", "idx", "name", "source", "seed", "temperature", "finish_reason",
                   "stop_reason", "role", "from")  # fmt: skip
 """Keys that may stand beside an answer; another one, such as a score, may say that it is not wanted."""
@@ -90,8 +90,8 @@ def _one_of(entry: Json, path: Path, answers: Column) -> Column:
     """The answer that an entry of completions holds."""
     if not isinstance(entry, dict):
         return Column(entry, path)
-    keys = [key for key in _ANSWER_KEYS if key in entry]
-    others = [key for key in entry if key not in (*_ANSWER_KEYS, *_ANSWER_EXTRAS)]
+    keys = [key for key in ANSWER_KEYS if key in entry]
+    others = [key for key in entry if key not in (*ANSWER_KEYS, *_ANSWER_EXTRAS)]
     if len(keys) != 1 or others:
         name = ".".join(map(str, answers.path))
         raise RecordError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from maskpipe.chat import anthropic, labelled, pairs, prompts, tool_traces, transcripts, trees
+from maskpipe.chat import anthropic, labelled, pairs, prompts, ranked, tool_traces, transcripts, trees
 from maskpipe.chat.beside import kwargs_of, tools_of, with_system
 from maskpipe.chat.columns import (
     CHAT_COLUMNS,
@@ -90,7 +90,7 @@ def read_all(record: Json, recipe: Recipe, *, source: int = 0, row: int = 0) -> 
 
 def _answers(record: Json, columns: Columns, recipe: Recipe) -> list[Chat]:
     """The answers of a record that says which are preferred."""
-    chats = pairs.from_pair(columns, recipe)
+    chats = pairs.from_pair(columns, recipe) or ranked.from_ranked(columns, recipe)
     if chats is not None:
         return chats
     label = labelled.label_of(columns)
