@@ -260,9 +260,9 @@ class _Documents:
             self.counts.update(out.counts)
             self.chunks[number] = replace(chunk, counts=Counter(chunk.counts) + out.counts)
             sizes = np.array(lengths, np.int32)
-            units = np.concatenate(pairs) if paired and number in places else None
-            if units is not None:
-                units = (np.cumsum(_begins(units)) - 1).astype(np.int32)
+            units: npt.NDArray[np.int32] | None = None
+            if paired and number in places:
+                units = (np.cumsum(_begins(np.concatenate(pairs))) - 1).astype(np.int32)
             if number not in places or copy is None:
                 yield Stage(str(path), sizes, None, units)
                 continue
@@ -394,7 +394,8 @@ def _copies_of_pairs(table: pa.Table, facts: Any) -> Int64:
     for unit in zip(*(values.tolist() for values in own), strict=True):
         copy.append(seen[unit])
         seen[unit] += 1
-    return np.array(copy, np.int64)[units]
+    copies: Int64 = np.array(copy, np.int64)[units]
+    return copies
 
 
 def _entries(places: list[tuple[Path, int]]) -> tuple[pa.Table, Any]:
