@@ -692,13 +692,13 @@ def test_f23_pairs_are_whole_or_absent(out: Path) -> None:
         def change(rows: Rows) -> None:
             row = int(np.argmax(np.diff(rows.document_offsets) > 1))
             at = rows.document_offsets[row]
-            set_values(rows.documents, at, pair=5, branch=Branch.PROMPT, **first)
+            set_values(rows.documents, at, **{"pair": 5, "branch": Branch.PROMPT, **first})
             set_values(rows.documents, at + 1, **{"pair": 5, "branch": Branch.CHOSEN, "parent": 1, **second})
 
         return change
 
     files = snapshot(out)
-    forge(out, pair({"score": 0.5}, {"label": 1}))
+    forge(out, pair({"score": 0.5, "branch": Branch.CHOSEN}, {"label": 1, "branch": Branch.REJECTED, "parent": 0}))
     verify(out)
     dataset = open_dataset(out)
     documents = np.concatenate([row.documents for row in dataset])
@@ -711,6 +711,9 @@ def test_f23_pairs_are_whole_or_absent(out: Path) -> None:
         (lambda rows: set_values(rows.documents, at, branch=Branch.CHOSEN), "a branch without a pair"),
         (lambda rows: set_values(rows.documents, at, pair=1), "a branch without a pair"),
         (lambda rows: set_values(rows.documents, at, branch=4, pair=1), "an unknown branch"),
+        (pair({}, {}), "a pair has not one chosen and one rejected branch"),
+        (pair({"branch": Branch.CHOSEN}, {"parent": 0}), "a pair has not one chosen and one rejected branch"),
+        (pair({"branch": Branch.CHOSEN}, {"pair": 6, "branch": 3, "parent": 0}), "a pair has not one chosen"),
         (pair({}, {"pair": 6}), "parent is not the prompt of its pair"),
         (pair({}, {"parent": 2}), "parent is not in its row"),
         (pair({}, {"parent": -1}), "parent is not in its row"),

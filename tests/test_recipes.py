@@ -31,13 +31,20 @@ def test_a_preset_is_a_recipe_with_a_comment_for_a_person(name: str, tmp_path: P
     assert all(recipe.to_dict()[key] == value for key, value in values.items())
 
 
-@pytest.mark.parametrize("name", sorted(set(recipes.names()) - {"pretrain"}))
+@pytest.mark.parametrize("name", sorted(set(recipes.names()) - {"pretrain", "preference"}))
 def test_a_preset_for_chats_prepares_chats(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(recipes.copy(name, tmp_path / "recipe.yaml"))
     made = maskpipe.prepare(
         demo_data.chats(), tmp_path / "out", tokenizer=demo_data.tokenizer(), recipe=recipe, workers=1
     )
     assert made.manifest.totals.n_loss > 0
+
+
+def test_the_preset_for_pairs_prepares_pairs(tmp_path: Path) -> None:
+    recipe = Recipe.load(recipes.copy("preference", tmp_path / "recipe.yaml"))
+    rows = [{"prompt": f"Say {k}", "chosen": f"{k}", "rejected": "No"} for k in range(5)]
+    made = maskpipe.prepare(rows, tmp_path / "out", tokenizer=demo_data.tokenizer(), recipe=recipe, workers=1)
+    assert made.counts["pairs"] == 5 and made.manifest.totals.n_loss > 0
 
 
 def test_the_preset_for_text_prepares_text(tmp_path: Path) -> None:

@@ -175,6 +175,23 @@ def _wrong_document(rows: Rows) -> tuple[int, str] | None:
         prompt = documents[child - parent[child]]
         if prompt["branch"] != Branch.PROMPT or prompt["pair"] != documents["pair"][child]:
             return int(child), "a document's parent is not the prompt of its pair"
+    return _wrong_pair(rows)
+
+
+def _wrong_pair(rows: Rows) -> tuple[int, str] | None:
+    """A pair is in one row, with one chosen and one rejected branch, and at most one prompt."""
+    paired = np.flatnonzero(rows.documents["branch"])
+    if not len(paired):
+        return None
+    row = np.searchsorted(rows.document_offsets, paired, side="right") - 1
+    _, first, number = np.unique(
+        np.stack([row, rows.documents["pair"][paired]]), axis=1, return_index=True, return_inverse=True
+    )
+    found = np.zeros((len(first), len(Branch)), np.int64)
+    np.add.at(found, (number.reshape(-1), rows.documents["branch"][paired]), 1)
+    wrong = (found[:, Branch.CHOSEN] != 1) | (found[:, Branch.REJECTED] != 1) | (found[:, Branch.PROMPT] > 1)
+    if wrong.any():
+        return int(paired[first[np.argmax(wrong)]]), "a pair has not one chosen and one rejected branch in its row"
     return None
 
 
