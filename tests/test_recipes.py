@@ -56,7 +56,7 @@ def test_the_preset_for_text_prepares_text(tmp_path: Path) -> None:
 
 
 def test_a_preset_that_is_none_and_a_file_that_is_there(tmp_path: Path) -> None:
-    assert recipes.names() == ["last-turn", "pretrain", "reasoning", "sft", "tools"]
+    assert recipes.names() == ["last-turn", "preference", "pretrain", "reasoning", "sft", "tools"]
     with pytest.raises(UsageError, match="did you mean 'reasoning'"):
         recipes.text("reasonning")
     (tmp_path / "mine.yaml").write_text("mine")
