@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "align.h"
+#include "audit.h"
 #include "check.h"
 #include "layout.h"
 #include "loss.h"
@@ -573,15 +574,18 @@ maskpipe::Place place_of(const py::object& place) {
           integer(fields[2], "position"), integer(fields[3], "within")};
 }
 
+maskpipe::Policy to_policy(const py::object& policy) {
+  const auto fields = policy.cast<py::tuple>();
+  return {fields[0].cast<maskpipe::LossRule>(), fields[1].cast<std::optional<std::vector<std::int32_t>>>(),
+          fields[2].cast<bool>()};
+}
+
 maskpipe::Decision decision(const py::object& policy, const py::object& weights) {
   maskpipe::Decision out{};
   const auto table = view<float>(weights, "weights");
   if (table.size() != out.weights.size()) throw py::value_error("weights must have 256 * 8 values");
   std::ranges::copy(table, out.weights.begin());
-  if (policy.is_none()) return out;
-  const auto fields = policy.cast<py::tuple>();
-  out.policy = maskpipe::Policy{fields[0].cast<maskpipe::LossRule>(),
-                                fields[1].cast<std::optional<std::vector<std::int32_t>>>(), fields[2].cast<bool>()};
+  if (!policy.is_none()) out.policy = to_policy(policy);
   return out;
 }
 
@@ -729,6 +733,109 @@ void bind_reader(py::module_& m) {
           "depth"_a);
 }
 
+py::array_t<std::int64_t> to_table(const std::vector<maskpipe::Tally>& tallies) {
+  py::array_t<std::int64_t> out({static_cast<py::ssize_t>(tallies.size()), py::ssize_t{3}});
+  std::int64_t* at = out.mutable_data();
+  for (const auto& [tokens, sampled, loss] : tallies) {
+    *at++ = tokens;
+    *at++ = sampled;
+    *at++ = loss;
+  }
+  return out;
+}
+
+void bind_audit(py::module_& m) {
+  using maskpipe::Audit;
+  const py::object result_type =
+      named_tuple(m, "AuditedRows",
+                  "document_tokens document_loss document_turns document_hash document_origin document_row turn_first "
+                  "turn_last turn_stop turn_stop_trained");
+  py::class_<Audit>(m, "Audit")
+      .def(py::init([](const py::object& policy, const py::object& sequence_length, const py::object& vocab_size,
+                       const py::object& pad_id, const py::object& ids, const py::object& allowed,
+                       const py::object& marks, std::vector<std::vector<std::int32_t>> headers,
+                       std::array<std::int32_t, 2> chat_bos, std::array<std::int32_t, 2> text_bos, bool stops_known,
+                       bool may_cut, const py::object& max_places) {
+             return Audit({to_policy(policy),
+                           integer(sequence_length, "sequence_length"),
+                           integer(vocab_size, "vocab_size"),
+                           integer32(pad_id, "pad_id"),
+                           owned(view<std::uint16_t>(ids, "ids")),
+                           owned(view<std::uint16_t>(allowed, "allowed")),
+                           owned(view<std::int8_t>(marks, "marks")),
+                           std::move(headers),
+                           {chat_bos[0], chat_bos[1]},
+                           {text_bos[0], text_bos[1]},
+                           stops_known,
+                           may_cut,
+                           integer(max_places, "max_places")});
+           }),
+           "policy"_a, "sequence_length"_a, "vocab_size"_a, "pad_id"_a, "ids"_a, "allowed"_a, "marks"_a, "headers"_a,
+           "chat_bos"_a, "text_bos"_a, "stops_known"_a, "may_cut"_a, "max_places"_a)
+      .def(
+          "add",
+          [result_type](
+              Audit& audit, const py::object& input_ids, const py::object& run_ends, const py::object& run_roles,
+              const py::object& run_parts, const py::object& run_flags, const py::object& run_messages,
+              const py::object& row_run_offsets, const py::object& document_ends,
+              const py::object& row_document_offsets, const py::object& n_loss, const py::object& sources,
+              const py::object& records, const py::object& turns, const py::object& starts, const py::object& lengths,
+              const py::object& verdict_messages, const py::object& verdicts, const py::object& verdict_offsets,
+              const py::object& weight_starts, const py::object& weight_ends, const py::object& weights,
+              const py::object& weight_offsets, const py::object& first_row) {
+            const maskpipe::AuditView rows{
+                {view<std::int32_t>(input_ids, "input_ids"),
+                 runs_view(run_ends, run_roles, run_parts, run_flags, run_messages, row_run_offsets, "row_run_offsets"),
+                 view<std::int32_t>(document_ends, "document_ends"),
+                 view<std::int64_t>(row_document_offsets, "row_document_offsets"),
+                 view<std::int32_t>(n_loss, "n_loss")},
+                view<std::int32_t>(sources, "sources"),
+                view<std::int64_t>(records, "records"),
+                view<std::int32_t>(turns, "turns"),
+                view<std::int32_t>(starts, "starts"),
+                view<std::int32_t>(lengths, "lengths"),
+                view<std::int32_t>(verdict_messages, "verdict_messages"),
+                view<std::uint8_t>(verdicts, "verdicts"),
+                view<std::int64_t>(verdict_offsets, "verdict_offsets"),
+                view<std::int32_t>(weight_starts, "weight_starts"),
+                view<std::int32_t>(weight_ends, "weight_ends"),
+                view<float>(weights, "weights"),
+                view<std::int64_t>(weight_offsets, "weight_offsets")};
+            const std::int64_t first = integer(first_row, "first_row");
+            maskpipe::AuditedRows out = without_gil([&] { return audit.add(rows, first); });
+            return result_type(to_numpy(std::move(out.document_tokens)), to_numpy(std::move(out.document_loss)),
+                               to_numpy(std::move(out.document_turns)), to_numpy(std::move(out.document_hash)),
+                               to_numpy(std::move(out.document_origin)), to_numpy(std::move(out.document_row)),
+                               to_numpy(std::move(out.turn_first)), to_numpy(std::move(out.turn_last)),
+                               to_numpy(std::move(out.turn_stop)), to_numpy(std::move(out.turn_stop_trained)));
+          },
+          "input_ids"_a, "run_ends"_a, "run_roles"_a, "run_parts"_a, "run_flags"_a, "run_messages"_a,
+          "row_run_offsets"_a, "document_ends"_a, "row_document_offsets"_a, "n_loss"_a, "sources"_a, "records"_a,
+          "turns"_a, "starts"_a, "lengths"_a, "verdict_messages"_a, "verdicts"_a, "verdict_offsets"_a,
+          "weight_starts"_a, "weight_ends"_a, "weights"_a, "weight_offsets"_a, "first_row"_a)
+      .def("counts",
+           [](const Audit& audit) {
+             py::dict out;
+             for (std::size_t k = 0; k < maskpipe::defect_names.size(); ++k) {
+               out[py::str(std::string(maskpipe::defect_names[k]))] = audit.counts()[k];
+             }
+             return out;
+           })
+      .def("places",
+           [](const Audit& audit) {
+             py::list out;
+             for (const maskpipe::DefectPlace& place : audit.places()) {
+               out.append(py::make_tuple(std::string(maskpipe::defect_names[static_cast<std::size_t>(place.defect)]),
+                                         place.row, place.start, place.end, place.document));
+             }
+             return out;
+           })
+      .def("kinds", [](const Audit& audit) { return to_table(audit.kinds()); })
+      .def("by_message", [](const Audit& audit) { return to_table(audit.by_message()); })
+      .def("by_source", [](const Audit& audit) { return to_table(audit.by_source()); })
+      .def("by_script", [](const Audit& audit) { return to_table(audit.by_script()); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -743,4 +850,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_turns(m);
   bind_order(m);
   bind_reader(m);
+  bind_audit(m);
 }

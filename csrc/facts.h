@@ -9,6 +9,7 @@ namespace maskpipe {
 namespace role {
 inline constexpr std::uint8_t padding = 0;
 inline constexpr std::uint8_t assistant = 3;
+inline constexpr std::uint8_t text = 7;           // plain text for pretraining
 inline constexpr std::uint8_t template_text = 8;  // literal text of the template that belongs to no message
 inline constexpr std::uint8_t last = 8;
 inline constexpr std::uint8_t unknown = 255;
@@ -16,6 +17,7 @@ inline constexpr std::uint8_t unknown = 255;
 
 namespace part {
 inline constexpr std::uint8_t none = 0;
+inline constexpr std::uint8_t content = 1;
 inline constexpr std::uint8_t reasoning = 2;
 inline constexpr std::uint8_t tool_call = 3;
 inline constexpr std::uint8_t scaffold = 5;
@@ -41,6 +43,7 @@ inline constexpr std::uint8_t rejected = 3;
 
 namespace verdict {
 inline constexpr std::uint8_t history_differs = 1;
+inline constexpr std::uint8_t no_stop = 2;
 inline constexpr std::uint8_t refused = 4;
 }  // namespace verdict
 

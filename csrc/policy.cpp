@@ -5,7 +5,6 @@
 #include "facts.h"
 
 namespace maskpipe {
-namespace {
 
 bool chosen(const Policy& policy, std::size_t turn, std::size_t turns) {
   if (!policy.turns) return true;
@@ -13,6 +12,8 @@ bool chosen(const Policy& policy, std::size_t turn, std::size_t turns) {
   return std::ranges::any_of(*policy.turns,
                              [&](std::int64_t number) { return number == from_start || number == from_end; });
 }
+
+namespace {
 
 template <typename Value>
 std::vector<Value> first_twice(std::span<const Value> values) {

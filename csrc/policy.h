@@ -24,6 +24,9 @@ struct Turns {
   std::int32_t own;                        // the message of its only trainable turn, or -1
 };
 
+// May the assistant turn number `turn` of `turns` be trained, as far as the policy lists turns?
+bool chosen(const Policy& policy, std::size_t turn, std::size_t turns);
+
 // 0 or 1 per run, for all of its tokens but the document's first, which never has loss. `runs` are the facts of the
 // runs of one document, without weights: a weight of 0 takes the loss away, which is left to the caller.
 std::vector<std::uint8_t> decide(const Policy& policy, const FactsView& runs, const Turns& turns);

@@ -381,3 +381,83 @@ class Stream:
     def next(self, depth: SupportsIndex) -> Delivered | None:
         """The oldest batch, with `depth` on their way; None at the end of the pass. RuntimeError, naming shard, region
         and rows, when a byte is not what it should be."""
+# csrc/audit.h
+
+class AuditedRows(NamedTuple):
+    """What the rows of one call hold; documents of malformed rows are left out."""
+
+    document_tokens: _Int32
+    document_loss: _Int32
+    document_turns: _Int32  # trained ones
+    document_hash: npt.NDArray[np.uint64]  # of the ids
+    document_origin: npt.NDArray[np.uint64]  # of source, record, turn, place and messages
+    document_row: _Int64
+    turn_first: _Int32  # [trained turns] ids
+    turn_last: _Int32
+    turn_stop: _Int32  # -1 without a stop, -2 where what is trained is in no turn
+    turn_stop_trained: _UInt8
+
+class Audit:
+    """Looks at rows and keeps what it found; `ids`, `allowed` and `marks` have vocab_size entries."""
+
+    def __init__(
+        self,
+        policy: tuple[LossRule, list[int] | None, bool],
+        sequence_length: SupportsIndex,
+        vocab_size: SupportsIndex,
+        pad_id: SupportsIndex,
+        ids: npt.NDArray[np.uint16],
+        allowed: npt.NDArray[np.uint16],
+        marks: npt.NDArray[np.int8],
+        headers: list[list[int]],
+        chat_bos: tuple[int, int],
+        text_bos: tuple[int, int],
+        stops_known: bool,
+        may_cut: bool,
+        max_places: SupportsIndex,
+    ) -> None: ...
+    def add(
+        self,
+        input_ids: _Int32,
+        run_ends: _Int32,
+        run_roles: _UInt8,
+        run_parts: _UInt8,
+        run_flags: _UInt8,
+        run_messages: _Int32,
+        row_run_offsets: _Int64,
+        document_ends: _Int32,
+        row_document_offsets: _Int64,
+        n_loss: _Int32,
+        sources: _Int32,
+        records: _Int64,
+        turns: _Int32,
+        starts: _Int32,
+        lengths: _Int32,
+        verdict_messages: _Int32,
+        verdicts: _UInt8,
+        verdict_offsets: _Int64,
+        weight_starts: _Int32,
+        weight_ends: _Int32,
+        weights: npt.NDArray[np.float32],
+        weight_offsets: _Int64,
+        first_row: SupportsIndex,
+    ) -> AuditedRows:
+        """The rows that begin with row `first_row` of the dataset."""
+
+    def counts(self) -> dict[str, int]:
+        """Defect (csrc/audit.h) → how often."""
+
+    def places(self) -> list[tuple[str, int, int, int, int]]:
+        """(defect, row, start, end, document of the row or -1), at most max_places of each defect."""
+
+    def kinds(self) -> _Int64:
+        """[10 * 7, 3] by role * 7 + part (role 255 is 9): tokens, sampled, with loss."""
+
+    def by_message(self) -> _Int64:
+        """[1026, 3] of message -1, 0 … 1023, and above."""
+
+    def by_source(self) -> _Int64:
+        """[sources, 3]"""
+
+    def by_script(self) -> _Int64:
+        """[256, 3] by the high byte of `ids`; sampled is 0."""

@@ -185,6 +185,8 @@ class Tokenizer:
         }
         self.added_tokens = {token.content: token.id for token in self._added.values()}
         self.special = frozenset(token.content for token in self._added.values() if token.special)
+        self.swallows_before = frozenset(token.content for token in self._added.values() if token.lstrip)
+        """Added tokens that take white space before them with them."""
         entries = entry_bytes(config)
         self.vocab_size = max([*entries, *self.added_tokens.values()], default=-1) + 1
 
@@ -200,7 +202,7 @@ class Tokenizer:
         unknown = config["model"].get("unk_token")
         if config["model"].get("unk_id") is not None:
             unknown = config["model"]["vocab"][config["model"]["unk_id"]][0]
-        self._unknown_id = None if unknown is None else self._library.token_to_id(unknown)
+        self.unknown_id = None if unknown is None else self._library.token_to_id(unknown)
 
         for token in self._added.values():
             entries.setdefault(token.id, token.content.encode())
@@ -491,7 +493,7 @@ class Tokenizer:
         return [
             k
             for k in stretch.stray
-            if stretch.ids[k] != self._unknown_id
+            if stretch.ids[k] != self.unknown_id
             and owned.touches(int(stretch.ends[k - 1]) if k else stretch.begin, int(stretch.ends[k]))
         ]
 

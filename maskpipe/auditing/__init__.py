@@ -59,20 +59,24 @@ def audit(
         return _audit_foreign(
             path, tokenizer, proof=source is not None or proof is not None or coverage_only
         ).requiring(wanted)
-    if tokenizer is not None:
-        raise UsageError(f"{path}: has its tokenizer inside; leave out tokenizer")
     if source is None and proof is not None:
         raise UsageError("proof compares the dataset with what it was made from: give that as source")
     if source is not None and coverage_only:
         raise UsageError(
             "coverage_only reads no row, so nothing can be proved: leave out one of coverage_only and source"
         )
-    report = checks.coverage_of(dataset) if coverage_only else checks.audit_dataset(dataset)
+    report = checks.coverage_of(dataset) if coverage_only else checks.audit_dataset(dataset, _loaded(tokenizer))
     if source is not None:
         from maskpipe.auditing.proof import proved
 
         report = proved(report, dataset, source, -1 if proof is None else proof)
     return report.requiring(wanted)
+
+
+def _loaded(tokenizer: str | Path | Tokenizer | None) -> Tokenizer | None:
+    from maskpipe.tokenizer import Tokenizer
+
+    return tokenizer if tokenizer is None or isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
 
 
 def _audit_foreign(path: str | Path | Dataset, tokenizer: str | Path | Tokenizer | None, *, proof: bool) -> Report:

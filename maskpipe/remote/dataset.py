@@ -8,7 +8,8 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ class RemoteDataset(Dataset):
     def recheck(self, number: int) -> bool:
         """See ShardCache.recheck."""
         return self.cache.recheck(self._digest, self.manifest.shards[number])
+
+    @contextmanager
+    def shard_open(self, number: int) -> Iterator[None]:
+        """Fetches the shard, and keeps it while inside."""
+        lease = self.lease(number, give_back=self._give_back)
+        try:
+            yield
+        finally:
+            if lease is not None:
+                lease.release()
 
     def verify(self) -> Any:
         raise UsageError(f"{self.uri}: only shards are fetched; to verify all of it, copy the dataset and verify that")

@@ -41,6 +41,13 @@ def chunk_lines(chunks: Iterable[ChunkEntry]) -> bytes:
 def parse_chunks(data: bytes, manifest: Manifest, where: str = CHUNKS) -> list[ChunkEntry]:
     """The chunks, in the order they were read. DatasetError unless they hold every record of every source once, each
     source's in order, and the tokens made among them are those in the shards and those counted as cut or dropped."""
+    out = chunks_of(data, manifest, where)
+    check_tokens(out, manifest, where)
+    return out
+
+
+def chunks_of(data: bytes, manifest: Manifest, where: str = CHUNKS) -> list[ChunkEntry]:
+    """As parse_chunks, without a look at the tokens."""
     out = []
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
@@ -59,14 +66,18 @@ def parse_chunks(data: bytes, manifest: Manifest, where: str = CHUNKS) -> list[C
         read[entry.source] += entry.records
     if read != [source.records for source in manifest.sources]:
         raise DatasetError(f"{where}: does not hold every record of every source; prepare the dataset anew")
-    counts = total_counts(out)
+    return out
+
+
+def check_tokens(chunks: Iterable[ChunkEntry], manifest: Manifest, where: str = CHUNKS) -> None:
+    """DatasetError unless the tokens made are those in the shards and those counted as cut or dropped."""
+    counts = total_counts(chunks)
     gone = sum(n for name, n in counts.items() if name == "tokens_truncated" or name.startswith("tokens_dropped_"))
     if manifest.totals.n_tokens + gone != counts["tokens"] + counts["tokens_repeated"]:
         raise DatasetError(
             f"{where}: {counts['tokens']} tokens made, {manifest.totals.n_tokens} in the shards and {gone} cut or "
             "dropped; prepare the dataset anew"
         )
-    return out
 
 
 def total_counts(chunks: Iterable[ChunkEntry]) -> Counter[str]:

@@ -17,6 +17,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,6 +187,11 @@ class Dataset:
         from maskpipe.shards.verify import verify
 
         return verify(self.path)
+
+    @contextmanager
+    def shard_open(self, number: int) -> Iterator[None]:
+        """While inside, shard `number` lies under its name in `path`."""
+        yield
 
     def close(self) -> None:
         """Closes the files; the dataset opens them again when it is used."""
@@ -406,6 +412,11 @@ class ShardReader:
             raise self.wrong(f"has {self._stream.num_record_batches} record batches, expected {self.n_batches}")
 
     @property
+    def step(self) -> int:
+        """Rows of each record batch but the last."""
+        return self._step
+
+    @property
     def n_batches(self) -> int:
         return -(-self._entry.rows // self._step)
 
@@ -418,6 +429,16 @@ class ShardReader:
 
     def batch(self, number: int) -> Rows:
         """Record batch `number`. DatasetError when it breaks a rule of the format."""
+        rows, manifest = self.raw_batch(number), self._manifest
+        problem = check(
+            rows, sequence_length=manifest.sequence_length, vocab_size=manifest.vocab_size, pad_id=manifest.pad_id
+        )
+        if problem is not None:
+            raise self.wrong(f"batch that begins with row {number * self._step}: {problem}")
+        return rows
+
+    def raw_batch(self, number: int) -> Rows:
+        """Record batch `number`, hashed and valid as Arrow; whether its rows are of the format is not looked at."""
         expected = min(self._step, self._entry.rows - number * self._step)
         try:
             batch = self._stream.get_batch(number)
@@ -431,16 +452,9 @@ class ShardReader:
             if path is not None:
                 raise self.wrong(f"record batch {number} has null in {path}")
         try:
-            rows = from_batch(batch)
+            return from_batch(batch)
         except ValueError as error:
             raise self.wrong(f"record batch {number}: {error}") from None
-        manifest = self._manifest
-        problem = check(
-            rows, sequence_length=manifest.sequence_length, vocab_size=manifest.vocab_size, pad_id=manifest.pad_id
-        )
-        if problem is not None:
-            raise self.wrong(f"batch that begins with row {number * self._step}: {problem}")
-        return rows
 
     def wrong(self, problem: str) -> DatasetError:
         return DatasetError(

@@ -110,8 +110,8 @@ def check(rows: Rows, *, sequence_length: int, vocab_size: int, pad_id: int) -> 
         return f"row {found.row}, token {found.position}: {found.message}"
     for problem, entries, offsets in (
         (_wrong_run(rows), rows.runs, rows.run_offsets),
-        (_wrong_document(rows), rows.documents, rows.document_offsets),
-        (_wrong_verdict(rows), rows.verdicts, rows.verdict_offsets[rows.document_offsets]),
+        (wrong_document(rows), rows.documents, rows.document_offsets),
+        (wrong_verdict(rows), rows.verdicts, rows.verdict_offsets[rows.document_offsets]),
         (_wrong_weight(rows, sequence_length), rows.weights, rows.weight_offsets),
     ):
         if problem is not None:
@@ -148,7 +148,8 @@ def _wrong_run(rows: Rows) -> tuple[int, str] | None:
     return None
 
 
-def _wrong_document(rows: Rows) -> tuple[int, str] | None:
+def wrong_document(rows: Rows) -> tuple[int, str] | None:
+    """The first document whose fields are out of range (F19, F20, F23), and what is wrong; or None."""
     documents = rows.documents
     tokens = _lengths(documents["end"], rows.document_offsets)
     stop = documents["start"].astype(np.int64) + tokens
@@ -195,7 +196,8 @@ def _wrong_pair(rows: Rows) -> tuple[int, str] | None:
     return None
 
 
-def _wrong_verdict(rows: Rows) -> tuple[int, str] | None:
+def wrong_verdict(rows: Rows) -> tuple[int, str] | None:
+    """The first verdict that breaks F21, and what is wrong; or None."""
     verdicts = rows.verdicts
     known = int(Verdict.HISTORY_DIFFERS | Verdict.NO_STOP | Verdict.REFUSED)
     repeats = np.zeros(len(verdicts), bool)

@@ -58,12 +58,12 @@ def verify(path: str | Path) -> Verified:
     """
     directory = Path(path)
     manifest = Manifest.from_json(read_manifest(directory), where=str(directory / MANIFEST))
-    _check_names(directory, manifest)
+    check_names(directory, manifest)
     for entry in manifest.files:
         check_file(directory, entry)
-    _check_recipe(directory, manifest)
+    check_recipe(directory, manifest)
     read_chunks(directory, manifest)
-    ledger = _Ledger(directory, manifest)
+    ledger = Ledger(directory, manifest)
     row_digests = []
     for number in range(len(manifest.shards)):
         row_digests.append(_check_shard(directory, manifest, number, ledger))
@@ -78,7 +78,8 @@ def verify(path: str | Path) -> Verified:
     )
 
 
-def _check_names(directory: Path, manifest: Manifest) -> None:
+def check_names(directory: Path, manifest: Manifest) -> None:
+    """DatasetError for a listed file that is missing, and for one that a reader could mistake for a part."""
     listed = {f.name for f in manifest.files} | {s.name for s in manifest.shards} | {MANIFEST, MANIFEST_HASH}
     present = set(os.listdir(directory))
     missing = sorted(listed - present)
@@ -110,7 +111,8 @@ def read_file(directory: Path, entry: File) -> bytes:
         return member.read_all()
 
 
-def _check_recipe(directory: Path, manifest: Manifest) -> None:
+def check_recipe(directory: Path, manifest: Manifest) -> None:
+    """DatasetError unless recipe.yaml holds the manifest's recipe."""
     with Member(directory, RECIPE) as member:
         try:
             recipe = strict_yaml.parse(member.read_all())
@@ -130,7 +132,7 @@ def check_shard_bytes(directory: Path, entry: Shard) -> None:
             raise DatasetError(f"{member.where}: its bytes are not what the manifest says; {REPAIR}")
 
 
-def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: _Ledger) -> bytes:
+def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: Ledger) -> bytes:
     """The digests of the shard's rows."""
     entry = manifest.shards[number]
     check_shard_bytes(directory, entry)
@@ -153,7 +155,7 @@ def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: _Ledg
     return b"".join(row_digests)
 
 
-class _Ledger:
+class Ledger:
     """Every record is accounted for once, and every cut document is complete."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
@@ -186,29 +188,49 @@ class _Ledger:
         self._tokens.append(tokens[cut])
 
     def close(self) -> None:
-        manifest = self._manifest
+        """Once all rows were added."""
+        self.check_kept()
+        self.check_rejects()
+        self.check_apart()
+        self.check_dropped()
+        self.check_fragments()
+
+    def check_kept(self) -> None:
+        """As many records are in the shards as the manifest says."""
         kept = sum(int(records.sum()) for records in self._kept)
-        if kept != manifest.records_kept:
+        if kept != self._manifest.records_kept:
             raise DatasetError(
-                f"{self._directory}: the shards hold {kept} records, {MANIFEST} says {manifest.records_kept}; {REPAIR}"
+                f"{self._directory}: the shards hold {kept} records, {MANIFEST} says "
+                f"{self._manifest.records_kept}; {REPAIR}"
             )
-        reasons: Counter[str] = Counter()
-        for where, entry in self._entries(REJECTS, {"source": int, "row": int, "reason": str, "message": str}):
-            records = self._kept[entry["source"]]
+
+    def check_rejects(self) -> None:
+        """rejects.jsonl lists what the manifest counts."""
+        reasons = Counter(entry["reason"] for _, entry in self._rejects())
+        if reasons != Counter(self._manifest.rejected):
+            raise DatasetError(f"{self._directory / REJECTS}: rejects are not those that {MANIFEST} counts; {REPAIR}")
+
+    def check_apart(self) -> None:
+        """No record is in the shards and rejected, or rejected twice."""
+        taken = [records.copy() for records in self._kept]
+        for where, entry in self._rejects():
+            records = taken[entry["source"]]
             if records[entry["row"]]:
                 raise DatasetError(
                     f"{where}: record {entry['row']} of source {entry['source']} is kept or rejected already; {REPAIR}"
                 )
             records[entry["row"]] = True
-            reasons[entry["reason"]] += 1
-        if reasons != Counter(manifest.rejected):
-            raise DatasetError(f"{self._directory / REJECTS}: rejects are not those that {MANIFEST} counts; {REPAIR}")
+
+    def check_dropped(self) -> None:
+        """dropped.jsonl lists what the manifest counts."""
         entries = self._entries(DROPPED, {"source": int, "row": int, "turn": int, "policy": str})
-        if Counter(entry["policy"] for _, entry in entries) != Counter(manifest.dropped):
+        if Counter(entry["policy"] for _, entry in entries) != Counter(self._manifest.dropped):
             raise DatasetError(
                 f"{self._directory / DROPPED}: dropped documents are not those that {MANIFEST} counts; {REPAIR}"
             )
-        self._check_fragments()
+
+    def _rejects(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return self._entries(REJECTS, {"source": int, "row": int, "reason": str, "message": str})
 
     def _entries(self, name: str, kinds: dict[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
         with Member(self._directory, name) as member:
@@ -228,7 +250,8 @@ class _Ledger:
                 raise DatasetError(f"{where}: names a record that no source has; {REPAIR}")
             yield where, entry
 
-    def _check_fragments(self) -> None:
+    def check_fragments(self) -> None:
+        """The pieces of every document that packing cut meet and cover it."""
         fragments = np.concatenate([np.empty(0, DOCUMENT_DTYPE), *self._fragments])
         tokens = np.concatenate([np.empty(0, np.int64), *self._tokens])
         stops = fragments["start"] + tokens
