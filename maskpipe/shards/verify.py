@@ -190,8 +190,8 @@ class Ledger:
     def close(self) -> None:
         """Once all rows were added."""
         self.check_kept()
-        self.check_rejects()
         self.check_apart()
+        self.check_rejects()
         self.check_dropped()
         self.check_fragments()
 
