@@ -44,8 +44,9 @@ void check_view(const AuditView& view, std::int64_t length) {
   demand(view.weight_offsets.size() == rows + 1, "weight_offsets");
   demand(view.verdict_offsets.size() == documents + 1, "verdict_offsets");
   demand(view.sources.size() == documents && view.records.size() == documents && view.turns.size() == documents &&
-             view.starts.size() == documents && view.lengths.size() == documents,
-         "sources, records, turns, starts or lengths");
+             view.starts.size() == documents && view.lengths.size() == documents && view.pairs.size() == documents &&
+             view.branches.size() == documents && view.parents.size() == documents,
+         "sources, records, turns, starts, lengths, pairs, branches or parents");
   demand(view.verdict_messages.size() == view.verdicts.size(), "verdict_messages");
   demand(view.weight_starts.size() == view.weights.size() && view.weight_ends.size() == view.weights.size(),
          "weight_starts or weight_ends");
@@ -84,6 +85,7 @@ class RowAudit {
       loss += one_document(d, first, at, start, end, ids_fit);
       start = end;
     }
+    check_pairs(document, last_document);
     document_ = -1;
     loss += padding(at, last_run, start);
     if (loss != view_.rows.n_loss[r]) found(Defect::n_loss, 0, length);
@@ -176,6 +178,29 @@ class RowAudit {
     return true;
   }
 
+  // Both answers of a pair stand in one row, and differ.
+  void check_pairs(std::size_t document, std::size_t last_document) {
+    const auto start_of = [&](std::size_t d) { return d == document ? 0 : view_.rows.document_ends[d - 1]; };
+    const auto ids_of = [&](std::size_t d) {
+      return ids_.subspan(static_cast<std::size_t>(start_of(d)),
+                          static_cast<std::size_t>(view_.rows.document_ends[d] - start_of(d)));
+    };
+    for (std::size_t d = document; d < last_document; ++d) {
+      const std::uint8_t is = view_.branches[d];
+      if (is != branch::chosen && is != branch::rejected) continue;
+      const std::uint8_t wanted = is == branch::chosen ? branch::rejected : branch::chosen;
+      std::size_t other = document;
+      while (other < last_document && (view_.pairs[other] != view_.pairs[d] || view_.branches[other] != wanted))
+        ++other;
+      document_ = static_cast<std::int32_t>(d - document);
+      if (other == last_document) {
+        found(Defect::pair_incomplete, start_of(d), view_.rows.document_ends[d]);
+      } else if (is == branch::chosen && std::ranges::equal(ids_of(d), ids_of(other))) {
+        found(Defect::pair_collapsed, start_of(d), view_.rows.document_ends[d]);
+      }
+    }
+  }
+
   std::int64_t padding(std::size_t run, std::size_t last_run, std::int32_t start) {
     std::int64_t loss = 0;
     for (std::int32_t at = start; run < last_run; at = runs_.ends[run], ++run) {
@@ -232,7 +257,10 @@ class RowAudit {
       if (has(run, flag::loss)) loss += runs_.ends[run] - at;
       one_run(run, at, start, first, decided[run - first] != 0, known_turns);
     }
-    for (const Turn& turn : turns_) one_turn(turn, last, start, end, known_turns, ids_fit);
+    for (const Turn& turn : turns_) {
+      one_turn(turn, last, start, end, known_turns, ids_fit);
+      if (turn.loss > 0 && ids_fit && view_.parents[d] == 0) check_marks(turn, first, last, start);
+    }
     unsampled_turns(first, last, start, known_turns);
     behind_own_turn(last, known_turns.own);
     const bool text = runs_.roles[first] == role::text;
@@ -240,12 +268,12 @@ class RowAudit {
     if (piece && !text && !rules_.may_cut) found(Defect::chat_cut, start, end);
     if (end - start == 1) {
       found(Defect::single_token, start, end);
-    } else if (loss == 0) {
+    } else if (loss == 0 && view_.branches[d] != branch::prompt) {
       found(Defect::nothing_trained, start, end);
     }
     if (ids_fit) {
-      if (view_.starts[d] == 0) check_bos(start, end, text ? rules_.text : rules_.chat);
-      look_at_ids(first, last, start, end);
+      if (view_.starts[d] == 0 && view_.parents[d] == 0) check_bos(start, end, text ? rules_.text : rules_.chat);
+      look_at_ids(first, last, start);
     }
     report(d, first, last, start, end, loss, ids_fit);
     return loss;
@@ -398,7 +426,7 @@ class RowAudit {
 
   // What is sampled must begin where the header of the turn ends.
   void check_beginning(const Turn& turn, std::int32_t start, std::int32_t end, bool ids_fit) {
-    if (rules_.headers.empty() || !ids_fit) return;
+    if (rules_.headers.empty() || !ids_fit || has(turn.first_run, flag::empty_reasoning)) return;
     const auto ends_at = [&](std::int32_t at) {
       return std::ranges::any_of(rules_.headers, [&](const std::vector<std::int32_t>& header) {
         return stands_at(header, at - static_cast<std::int32_t>(header.size()), start, end);
@@ -464,9 +492,8 @@ class RowAudit {
     if (at - start > bos.most) found(Defect::bos_doubled, start, at);
   }
 
-  void look_at_ids(std::size_t first, std::size_t last, std::int32_t start, std::int32_t end) {
+  void look_at_ids(std::size_t first, std::size_t last, std::int32_t start) {
     std::int32_t at = start;
-    bool marks = false;
     for (std::size_t run = first; run < last; at = runs_.ends[run], ++run) {
       const std::int32_t stop = runs_.ends[run];
       std::uint16_t any = 0;
@@ -490,7 +517,6 @@ class RowAudit {
           if (has(run, flag::loss)) audit_.scripts_[s].loss += scripts[s];
         }
       }
-      if (any & id_class::mark) marks = true;
       if (any & id_class::unknown)
         each(at, stop, Defect::unknown_token, [&](std::int32_t k) { return (known(k) & id_class::unknown) != 0; });
       if (any & id_class::control && own_text(runs_.parts[run]) && !has(run, flag::empty_reasoning)) {
@@ -500,7 +526,6 @@ class RowAudit {
         });
       }
     }
-    if (marks) check_marks(first, last, start, end);
   }
 
   template <typename Is>
@@ -513,20 +538,28 @@ class RowAudit {
     }
   }
 
-  // Marks that open and close, in assistant text and the end of the prompt before it.
-  void check_marks(std::size_t first, std::size_t last, std::int32_t start, std::int32_t end) {
-    open_.assign(128, 0);
-    std::int32_t at = start;
-    for (std::size_t run = first; run < last; at = runs_.ends[run], ++run) {
-      const bool prompt = runs_.roles[run] == role::template_text && run + 1 < last &&
-                          runs_.roles[run + 1] == role::assistant && has(run + 1, flag::sampled);
-      if (runs_.roles[run] != role::assistant && !prompt) continue;
-      for (std::int32_t k = at; k < runs_.ends[run]; ++k) {
-        const std::int8_t pair = rules_.marks[static_cast<std::size_t>(id(k))];
-        if (pair != 0) open_[static_cast<std::size_t>(std::abs(static_cast<int>(pair)))] += pair > 0 ? 1 : -1;
+  // Marks that open and close, in the text of a turn, its header and the end of the prompt before it.
+  void check_marks(const Turn& turn, std::size_t first, std::size_t last, std::int32_t start) {
+    const auto own = [&](std::size_t run) {
+      return runs_.roles[run] == role::assistant && runs_.messages[run] == turn.message;
+    };
+    std::size_t from = turn.first_run, to = turn.last_run + 1;
+    while (from > first && own(from - 1)) --from;
+    if (from > first && runs_.roles[from - 1] == role::template_text) --from;
+    while (to < last && own(to)) ++to;
+    open_.assign(rules_.mark_bounds.size(), 0);
+    for (std::int32_t k = run_start(from, first, start); k < runs_.ends[to - 1]; ++k) {
+      if (!(known(k) & id_class::mark)) continue;
+      const int pair = rules_.marks[static_cast<std::size_t>(id(k))];
+      open_[static_cast<std::size_t>(std::abs(pair))] += pair > 0 ? 1 : -1;
+    }
+    for (std::size_t pair = 1; pair < open_.size(); ++pair) {
+      const auto& [least, most] = rules_.mark_bounds[pair];
+      if (open_[pair] < least || open_[pair] > most) {
+        found(Defect::marks_unbalanced, turn.start, turn.end);
+        return;
       }
     }
-    if (std::ranges::any_of(open_, [](std::int32_t n) { return n != 0; })) found(Defect::marks_unbalanced, start, end);
   }
 
   void report(std::size_t d, std::size_t first, std::size_t last, std::int32_t start, std::int32_t end,
@@ -549,8 +582,8 @@ class RowAudit {
         xxh3(ids_.data() + start, static_cast<std::size_t>(end - start) * sizeof(std::int32_t)));
     std::int64_t messages = -1;  // tells conversations of one record apart
     for (std::size_t run = first; run < last; ++run) messages = std::max<std::int64_t>(messages, runs_.messages[run]);
-    const std::array<std::int64_t, 5> origin{view_.sources[d], view_.records[d], view_.turns[d], view_.starts[d],
-                                             messages};
+    const std::array<std::int64_t, 7> origin{view_.sources[d], view_.records[d],  view_.turns[d], view_.starts[d],
+                                             messages,         view_.branches[d], view_.pairs[d]};
     out_.document_origin.push_back(xxh3(origin.data(), sizeof(origin)));
     out_.document_row.push_back(row_);
   }
@@ -576,6 +609,10 @@ Audit::Audit(AuditRules rules) : rules_(std::move(rules)), kinds_(roles * n_part
   if (rules_.vocab_size < 1 || rules_.sequence_length < 1) throw std::invalid_argument("sizes must be at least 1");
   if (rules_.ids.size() != size || rules_.allowed.size() != size || rules_.marks.size() != size) {
     throw std::invalid_argument("ids, allowed and marks must have vocab_size entries");
+  }
+  const auto pairs = static_cast<int>(rules_.mark_bounds.size());
+  if (std::ranges::any_of(rules_.marks, [&](int pair) { return std::abs(pair) >= std::max(pairs, 1); })) {
+    throw std::invalid_argument("mark_bounds must have an entry for each pair of marks");
   }
   if (std::ranges::any_of(rules_.headers, [](const auto& header) { return header.empty(); })) {
     throw std::invalid_argument("a header is empty");

@@ -54,10 +54,12 @@ enum class Defect : std::uint8_t {
   bos_missing,          // [documents] fewer BOS at the beginning than the template writes
   bos_doubled,          // [documents] more
   control_in_content,   // [tokens] a control token in content, reasoning, tool_call or tool_schema
-  marks_unbalanced,     // [documents] an opening mark without its closing one in assistant text, or the other way
+  marks_unbalanced,     // [turns] trained, with more or fewer opening than closing marks than the template writes
   unknown_token,        // [tokens] the tokenizer's unknown token
+  pair_incomplete,      // [documents] a chosen or rejected answer without the other one in its row
+  pair_collapsed,       // [pairs] whose chosen and rejected answers are the same tokens
 };
-inline constexpr std::array<std::string_view, 38> defect_names{"row_malformed",
+inline constexpr std::array<std::string_view, 40> defect_names{"row_malformed",
                                                                "id_outside",
                                                                "role_missing",
                                                                "run_repeats",
@@ -94,7 +96,9 @@ inline constexpr std::array<std::string_view, 38> defect_names{"row_malformed",
                                                                "bos_doubled",
                                                                "control_in_content",
                                                                "marks_unbalanced",
-                                                               "unknown_token"};
+                                                               "unknown_token",
+                                                               "pair_incomplete",
+                                                               "pair_collapsed"};
 
 // What is known of an id: bits of the low byte of AuditRules::ids; the high byte is its script.
 namespace id_class {
@@ -115,9 +119,11 @@ struct AuditRules {
   std::int64_t sequence_length;
   std::int64_t vocab_size;
   std::int32_t pad_id;
-  std::vector<std::uint16_t> ids;                  // [vocab_size]
-  std::vector<std::uint16_t> allowed;              // [vocab_size] bit r: content of role r may hold it
-  std::vector<std::int8_t> marks;                  // [vocab_size] p opens pair p, -p closes it, 0 is no mark
+  std::vector<std::uint16_t> ids;      // [vocab_size]
+  std::vector<std::uint16_t> allowed;  // [vocab_size] bit r: content of role r may hold it
+  std::vector<std::int8_t> marks;      // [vocab_size] p opens pair p, -p closes it, 0 is no mark
+  std::vector<std::array<std::int32_t, 2>>
+      mark_bounds;                                 // [pairs + 1] opening less closing marks in a turn: least, most
   std::vector<std::vector<std::int32_t>> headers;  // ids with which a prompt may end; empty: not known
   Bos chat, text;
   bool stops_known;         // id_class::stop is set for all stops there are
@@ -133,6 +139,9 @@ struct AuditView {
   std::span<const std::int32_t> turns;             // [documents]
   std::span<const std::int32_t> starts;            // [documents]
   std::span<const std::int32_t> lengths;           // [documents]
+  std::span<const std::int64_t> pairs;             // [documents] -1 for none
+  std::span<const std::uint8_t> branches;          // [documents]
+  std::span<const std::int32_t> parents;           // [documents] 0 for none
   std::span<const std::int32_t> verdict_messages;  // [verdicts]
   std::span<const std::uint8_t> verdicts;          // [verdicts]
   std::span<const std::int64_t> verdict_offsets;   // [documents + 1]

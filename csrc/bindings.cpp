@@ -753,9 +753,10 @@ void bind_audit(py::module_& m) {
   py::class_<Audit>(m, "Audit")
       .def(py::init([](const py::object& policy, const py::object& sequence_length, const py::object& vocab_size,
                        const py::object& pad_id, const py::object& ids, const py::object& allowed,
-                       const py::object& marks, std::vector<std::vector<std::int32_t>> headers,
-                       std::array<std::int32_t, 2> chat_bos, std::array<std::int32_t, 2> text_bos, bool stops_known,
-                       bool may_cut, const py::object& max_places) {
+                       const py::object& marks, std::vector<std::array<std::int32_t, 2>> mark_bounds,
+                       std::vector<std::vector<std::int32_t>> headers, std::array<std::int32_t, 2> chat_bos,
+                       std::array<std::int32_t, 2> text_bos, bool stops_known, bool may_cut,
+                       const py::object& max_places) {
              return Audit({to_policy(policy),
                            integer(sequence_length, "sequence_length"),
                            integer(vocab_size, "vocab_size"),
@@ -763,6 +764,7 @@ void bind_audit(py::module_& m) {
                            owned(view<std::uint16_t>(ids, "ids")),
                            owned(view<std::uint16_t>(allowed, "allowed")),
                            owned(view<std::int8_t>(marks, "marks")),
+                           std::move(mark_bounds),
                            std::move(headers),
                            {chat_bos[0], chat_bos[1]},
                            {text_bos[0], text_bos[1]},
@@ -770,8 +772,8 @@ void bind_audit(py::module_& m) {
                            may_cut,
                            integer(max_places, "max_places")});
            }),
-           "policy"_a, "sequence_length"_a, "vocab_size"_a, "pad_id"_a, "ids"_a, "allowed"_a, "marks"_a, "headers"_a,
-           "chat_bos"_a, "text_bos"_a, "stops_known"_a, "may_cut"_a, "max_places"_a)
+           "policy"_a, "sequence_length"_a, "vocab_size"_a, "pad_id"_a, "ids"_a, "allowed"_a, "marks"_a,
+           "mark_bounds"_a, "headers"_a, "chat_bos"_a, "text_bos"_a, "stops_known"_a, "may_cut"_a, "max_places"_a)
       .def(
           "add",
           [result_type](
@@ -780,6 +782,7 @@ void bind_audit(py::module_& m) {
               const py::object& row_run_offsets, const py::object& document_ends,
               const py::object& row_document_offsets, const py::object& n_loss, const py::object& sources,
               const py::object& records, const py::object& turns, const py::object& starts, const py::object& lengths,
+              const py::object& pairs, const py::object& branches, const py::object& parents,
               const py::object& verdict_messages, const py::object& verdicts, const py::object& verdict_offsets,
               const py::object& weight_starts, const py::object& weight_ends, const py::object& weights,
               const py::object& weight_offsets, const py::object& first_row) {
@@ -794,6 +797,9 @@ void bind_audit(py::module_& m) {
                 view<std::int32_t>(turns, "turns"),
                 view<std::int32_t>(starts, "starts"),
                 view<std::int32_t>(lengths, "lengths"),
+                view<std::int64_t>(pairs, "pairs"),
+                view<std::uint8_t>(branches, "branches"),
+                view<std::int32_t>(parents, "parents"),
                 view<std::int32_t>(verdict_messages, "verdict_messages"),
                 view<std::uint8_t>(verdicts, "verdicts"),
                 view<std::int64_t>(verdict_offsets, "verdict_offsets"),
@@ -811,8 +817,8 @@ void bind_audit(py::module_& m) {
           },
           "input_ids"_a, "run_ends"_a, "run_roles"_a, "run_parts"_a, "run_flags"_a, "run_messages"_a,
           "row_run_offsets"_a, "document_ends"_a, "row_document_offsets"_a, "n_loss"_a, "sources"_a, "records"_a,
-          "turns"_a, "starts"_a, "lengths"_a, "verdict_messages"_a, "verdicts"_a, "verdict_offsets"_a,
-          "weight_starts"_a, "weight_ends"_a, "weights"_a, "weight_offsets"_a, "first_row"_a)
+          "turns"_a, "starts"_a, "lengths"_a, "pairs"_a, "branches"_a, "parents"_a, "verdict_messages"_a, "verdicts"_a,
+          "verdict_offsets"_a, "weight_starts"_a, "weight_ends"_a, "weights"_a, "weight_offsets"_a, "first_row"_a)
       .def("counts",
            [](const Audit& audit) {
              py::dict out;

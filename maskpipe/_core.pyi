@@ -381,6 +381,7 @@ class Stream:
     def next(self, depth: SupportsIndex) -> Delivered | None:
         """The oldest batch, with `depth` on their way; None at the end of the pass. RuntimeError, naming shard, region
         and rows, when a byte is not what it should be."""
+
 # csrc/audit.h
 
 class AuditedRows(NamedTuple):
@@ -409,6 +410,7 @@ class Audit:
         ids: npt.NDArray[np.uint16],
         allowed: npt.NDArray[np.uint16],
         marks: npt.NDArray[np.int8],
+        mark_bounds: list[tuple[int, int]],
         headers: list[list[int]],
         chat_bos: tuple[int, int],
         text_bos: tuple[int, int],
@@ -433,6 +435,9 @@ class Audit:
         turns: _Int32,
         starts: _Int32,
         lengths: _Int32,
+        pairs: _Int64,
+        branches: _UInt8,
+        parents: _Int32,
         verdict_messages: _Int32,
         verdicts: _UInt8,
         verdict_offsets: _Int64,

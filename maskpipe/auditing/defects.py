@@ -61,9 +61,9 @@ DEFECTS = {
     "bos_missing": Defect("MP402", "document", "beginning without the BOS token that the template writes"),
     "bos_doubled": Defect("MP403", "document", "beginning with more BOS tokens than the template writes"),
     "control_in_content": Defect("MP404", "control token", "inside the content of messages"),
-    "marks_unbalanced": Defect(
-        "MP406", "document", "in which an opening mark and its closing one do not come in pairs"
-    ),
+    "marks_unbalanced": Defect("MP406", "turn", "in which marks that open and close, such as <think>, are no pairs"),
     "unknown_token": Defect("MP407", "token", "that the tokenizer does not know"),
+    "pair_incomplete": Defect("MP217", "answer", "of pairs whose other answer is not in the row"),
+    "pair_collapsed": Defect("MP322", "pair", "whose two answers are the same tokens"),
 }
 """Name of the core → what it means."""

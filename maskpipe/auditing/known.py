@@ -33,6 +33,8 @@ class Known:
     ids: npt.NDArray[np.uint16]  # [vocab_size] bits above, and the script in the high byte
     allowed: npt.NDArray[np.uint16]  # [vocab_size] bit r: content of role r may hold it
     marks: npt.NDArray[np.int8]  # [vocab_size] p opens pair p, -p closes it
+    mark_bounds: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    """[pairs + 1] Opening less closing marks in a turn of this template: least, most."""
     scripts: list[str] = field(default_factory=lambda: ["not known"])
     headers: list[list[int]] = field(default_factory=list)
     chat_bos: tuple[int, int] = NOT_KNOWN
@@ -92,13 +94,13 @@ def _control_tokens(known: Known, tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 def _marks(known: Known, tokenizer: Tokenizer) -> None:
     """Pairs such as <think> and </think>."""
-    pairs = 0
     for text, id in sorted(tokenizer.added_tokens.items()):
         closing = tokenizer.added_tokens.get(f"</{text[1:]}") if text[:1] == "<" and text[:2] != "</" else None
-        if closing is None or max(id, closing) >= len(known.marks) or pairs == 127:
+        pair = len(known.mark_bounds)
+        if closing is None or max(id, closing) >= len(known.marks) or pair > 127:
             continue
-        pairs += 1
-        known.marks[id], known.marks[closing] = pairs, -pairs
+        known.mark_bounds.append((0, 0))
+        known.marks[id], known.marks[closing] = pair, -pair
         _set(known, id, MARK)
         _set(known, closing, MARK)
 
@@ -122,6 +124,7 @@ _PROBES: tuple[dict[str, Any], ...] = (
     {"messages": [_SYSTEM, _USER, _ANSWER]},
     {"messages": [_USER, _ANSWER], "tools": [_TOOL]},
     {"messages": [_USER, {**_ANSWER, "reasoning_content": "Let me see."}]},
+    {"messages": [_USER, {**_ANSWER, "reasoning_content": "Let me see."}, _USER, _ANSWER]},
     {"messages": [_USER, {"role": "assistant", "content": "", "tool_calls": [_CALL]}], "tools": [_TOOL]},
     {
         "messages": [
@@ -158,6 +161,7 @@ def _habits(known: Known, tokenizer: Tokenizer, recipe: Recipe) -> None:
     for document in documents:
         for start, end in _turns(document):
             headers[_header(document, start)] = None
+            _widen_bounds(known, document, start)
             stops |= set(document.input_ids[start:end][document.part_ids[start:end] == Part.STOP][-1:].tolist())
     if () not in headers and len(headers) <= MAX_HEADERS:
         known.headers = [list(header) for header in headers]
@@ -175,7 +179,7 @@ def _probed(encoder: Encoder) -> Iterator[Document]:
     for name in sorted(encoder.template.engine.variables):
         switches += [{name: False}, {name: True}]
     for switch in switches:
-        for probe in _PROBES if not switch else _PROBES[:1] + _PROBES[4:6]:
+        for probe in _PROBES if not switch else _PROBES[:1] + _PROBES[4:7]:
             record = {**probe, "chat_template_kwargs": switch} if switch else probe
             try:
                 (item,) = read_all(record, encoder.recipe, source=0, row=0).items
@@ -205,6 +209,24 @@ def _header(document: Document, start: int) -> tuple[int, ...]:
 def _is_header(document: Document, at: int, message: int) -> bool:
     own = document.role_ids[at] == Role.TEMPLATE or int(document.message_ids[at]) == message
     return bool(own and document.part_ids[at] == Part.SCAFFOLD and not document.flags[at] & Flag.STRADDLES)
+
+
+def _widen_bounds(known: Known, document: Document, start: int) -> None:
+    """Marks in a turn, its header and the end of the prompt before it, as check_marks of csrc/audit.cpp counts them."""
+    message = int(document.message_ids[start])
+    own = (document.role_ids == Role.ASSISTANT) & (document.message_ids == message)
+    first = last = start
+    while last < len(own) and own[last]:
+        last += 1
+    while first > 0 and own[first - 1]:
+        first -= 1
+    while first > 0 and document.role_ids[first - 1] == Role.TEMPLATE:
+        first -= 1
+    found = known.marks[document.input_ids[first:last]]
+    for pair in np.unique(np.abs(found[found != 0])).tolist():
+        net = int(np.sign(found[np.abs(found) == pair]).sum())
+        least, most = known.mark_bounds[pair]
+        known.mark_bounds[pair] = (min(least, net), max(most, net))
 
 
 def _leading_bos(known: Known, document: Document) -> int:

@@ -223,4 +223,14 @@ RULES = (
         "the template writes `<|im_start|>`, the data holds `<|start_header_id|>`",
         ("M19", "M20"),
     ),
+    Rule(
+        "MP322",
+        "pair-collapsed",
+        "The two answers of a pair are the same tokens.",
+        "Nothing is preferred to anything: the loss is constant, and its gradient only noise.",
+        "Leave such pairs out; if a cut made them equal, raise sequence_length.",
+        "error",
+        "both answers were cut to the same beginning",
+        ("X05", "D01", "L8", "L24"),
+    ),
 )

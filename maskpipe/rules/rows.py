@@ -169,4 +169,14 @@ RULES = (
         "the answer of message 5 stands before the answer of message 3",
         ("M13", "M30", "P10"),
     ),
+    Rule(
+        "MP217",
+        "pair-incomplete",
+        "A chosen or a rejected answer stands in a row without the other answer of its pair.",
+        "A preference loss compares the two; without one of them it compares with nothing, or with a foreign answer.",
+        _ANEW,
+        "error",
+        "row 3 holds the chosen answer of pair 7, and no rejected one",
+        ("D03", "D07", "X02"),
+    ),
 )
