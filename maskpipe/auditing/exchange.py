@@ -77,10 +77,11 @@ class Data:
 
 
 class Exchange:
-    """Makes the dark data of a conversation."""
+    """Makes the dark data of a conversation. Markup that stands in `watched`, the template's source, is never
+    exchanged: a template that does not find it may print the very same text by another way."""
 
-    def __init__(self, given: dict[str, Any], strength: int) -> None:
-        self.strength = strength
+    def __init__(self, given: dict[str, Any], strength: int, watched: str) -> None:
+        self.strength, self.watched = strength, watched
         everything = json.dumps(
             [given["messages"], given["tools"], given["documents"]], ensure_ascii=False, default=str
         )
@@ -193,9 +194,10 @@ class Exchange:
         self.starts.append(self.at)
         table = _LETTERS if self.strength == LETTERS else _EXCHANGED
         change = table[np.minimum(codes, len(table) - 1)]
-        if self.strength != EVERYTHING and ("<" in text or "[" in text or "{" in text or ">>" in text):
+        if "<" in text or "[" in text or "{" in text or ">>" in text:
             for match in MARKUP.finditer(text):
-                change[match.start() : match.end()] = False
+                if self.strength != EVERYTHING or match.group() in self.watched:
+                    change[match.start() : match.end()] = False
         size = len(codes)
         dark = np.where(change, np.arange(self.first + self.at, self.first + self.at + size, dtype=np.uint32), codes)
         if self.strength <= MARKUP_STAYS and (text[0].isspace() or text[-1].isspace()):

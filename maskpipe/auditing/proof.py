@@ -195,6 +195,8 @@ class _Found:
 
 class _Prover:
     def __init__(self, dataset: Dataset, source: Any, split: str | None) -> None:
+        if type(dataset) is not Dataset:
+            raise UsageError(f"{dataset.name}: the proof reads a dataset in a directory; copy it here first")
         self.dataset, self.recipe = dataset, Recipe.from_dict(dataset.manifest.recipe)
         source = list(source) if isinstance(source, Iterator) else source
         self.sources = open_sources(source, self.recipe.replace(source_caps={}, source_weights={}), split=split)

@@ -180,7 +180,7 @@ class Renders:
 
     def _data_of(self, strength: int) -> Data:
         if strength not in self._data:
-            self._data[strength] = Exchange(self.given, strength).data
+            self._data[strength] = Exchange(self.given, strength, self.template.source).data
         return self._data[strength]
 
 

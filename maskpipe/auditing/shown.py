@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe.auditing.exchange import BLANKS, EVERYTHING, MARKUP, Bool, Data, Int32, UInt32
+from maskpipe.auditing.exchange import BLANKS, MARKUP, Bool, Data, Int32, UInt32
 from maskpipe.roles import Part
 
 OWN = 0xF0000
@@ -158,7 +158,7 @@ def _interpolate(codes: UInt32, plain: str, stands: Any, place: Any, leaf: Int32
     at = np.flatnonzero(fits)
     at = at[data.characters[number[at]] == codes[at]]
     place[at], leaf[at] = number[at], leaf[before[at]]
-    if data.strength == EVERYTHING or not len(at) or np.any(place == -2):
+    if not len(at) or np.any(place == -2):
         return
     markup = {int(before[match.start()]) for match in MARKUP.finditer(plain) if fits[match.start()]}
     if markup:

@@ -210,6 +210,8 @@ class _Lookup:
     """Records of the source, and their documents, as they are and as they must be."""
 
     def __init__(self, dataset: Dataset, source: Any, split: str | None, tokenizer: Tokenizer) -> None:
+        if type(dataset) is not Dataset:
+            raise UsageError(f"{dataset.name}: characters are traced in a dataset in a directory; copy it here first")
         self.dataset = dataset
         self.recipe = Recipe.from_dict(dataset.manifest.recipe)
         self._sources = open_sources(source, self.recipe.replace(source_caps={}, source_weights={}), split=split)
