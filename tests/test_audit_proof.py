@@ -126,105 +126,85 @@ def test_a_proof_needs_its_source(dataset: Dataset, source: Path) -> None:
 # -- changed facts
 
 
-def trained(document: Document, *, role: int = Role.ASSISTANT) -> int:
-    """A token in the middle of the document with this role, content."""
-    found = np.flatnonzero((document.role_ids == role) & (document.part_ids == Part.CONTENT))
-    return int(found[len(found) // 2])
+Random = np.random.Generator
+Changed = tuple[Document, int] | None
+"""A document with one fact changed, and the token whose fact it was; None where it has no such token."""
 
 
-def plain(documents: list[Document], number: int) -> int:
-    """The index of a document of one question and answer or more, with no turn apart."""
-    fitting = [
-        k
-        for k, document in enumerate(documents)
-        if document.turn < 0
-        and all(
-            np.count_nonzero((document.role_ids == role) & (document.part_ids == Part.CONTENT)) > 5
-            for role in (Role.USER, Role.ASSISTANT)
-        )
-    ]
-    return fitting[number]
+def some(document: Document, random: Random, role: int = Role.ASSISTANT, part: int = Part.CONTENT) -> int | None:
+    """A token with this role and part, but not the first of the document."""
+    found = np.flatnonzero((document.role_ids[1:] == role) & (document.part_ids[1:] == part)) + 1
+    return int(random.choice(found)) if len(found) else None
 
 
-def with_value(document: Document, name: str, at: int, value: int) -> Document:
+def with_value(document: Document, name: str, at: int | None, value: Callable[[int], int]) -> Changed:
+    if at is None:
+        return None
     values = getattr(document, name).copy()
-    values[at] = value
-    return replace(document, **{name: values})
+    before = int(values[at])
+    values[at] = value(before)
+    if values[at] == before:
+        return None
+    return replace(document, **{name: values}), at
 
 
-def _role(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 0)
-    at = trained(documents[k], role=Role.USER)
-    documents[k] = with_value(documents[k], "role_ids", at, Role.ASSISTANT)
-    return documents[k].row, at
+def _role(document: Document, random: Random) -> Changed:
+    return with_value(document, "role_ids", some(document, random, Role.USER), lambda _: Role.ASSISTANT)
 
 
-def _part(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 1)
-    at = trained(documents[k])
-    documents[k] = with_value(documents[k], "part_ids", at, Part.SCAFFOLD)
-    return documents[k].row, at
+def _part(document: Document, random: Random) -> Changed:
+    return with_value(document, "part_ids", some(document, random), lambda _: Part.REASONING)
 
 
-def _sampled(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 2)
-    at = trained(documents[k], role=Role.USER)
-    documents[k] = with_value(documents[k], "flags", at, int(documents[k].flags[at]) ^ Flag.SAMPLED)
-    return documents[k].row, at
+def _sampled(document: Document, random: Random) -> Changed:
+    return with_value(document, "flags", some(document, random, Role.USER), lambda flags: flags ^ Flag.SAMPLED)
 
 
-def _header(documents: list[Document]) -> tuple[int, int]:
-    """The last token before the first sampled one: the prompt's."""
-    k = plain(documents, 3)
-    at = int(np.argmax(documents[k].sampled)) - 1
-    documents[k] = with_value(documents[k], "flags", at, Flag.SAMPLED)
-    return documents[k].row, at
+def _not_sampled(document: Document, random: Random) -> Changed:
+    return with_value(document, "flags", some(document, random), lambda flags: 0)
 
 
-def _stop(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 4)
-    at = int(np.flatnonzero(documents[k].part_ids == Part.STOP)[0])
-    documents[k] = with_value(documents[k], "flags", at, 0)
-    return documents[k].row, at
+def _header(document: Document, random: Random) -> Changed:
+    """The last token of a prompt."""
+    starts = np.flatnonzero(np.diff(document.sampled.astype(int)) > 0)
+    return with_value(document, "flags", int(random.choice(starts)), lambda flags: flags | Flag.SAMPLED)
 
 
-def _loss(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 5)
-    at = trained(documents[k])
-    documents[k] = with_value(documents[k], "flags", at, int(documents[k].flags[at]) ^ Flag.LOSS)
-    return documents[k].row, at
+def _stop(document: Document, random: Random) -> Changed:
+    return with_value(document, "flags", some(document, random, part=Part.STOP), lambda flags: 0)
 
 
-def _message(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 6)
-    at = trained(documents[k])
-    documents[k] = with_value(documents[k], "message_ids", at, int(documents[k].message_ids[at]) + 2)
-    return documents[k].row, at
+def _loss(document: Document, random: Random) -> Changed:
+    return with_value(document, "flags", some(document, random), lambda flags: flags ^ Flag.LOSS)
 
 
-def _id(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 7)
-    at = trained(documents[k])
-    ids = documents[k].input_ids
-    documents[k] = with_value(documents[k], "input_ids", at, int(ids[at]) ^ 1)
-    return documents[k].row, at
+def _loss_on_user(document: Document, random: Random) -> Changed:
+    return with_value(document, "flags", some(document, random, Role.USER), lambda flags: flags ^ Flag.LOSS)
 
 
-def _weight(documents: list[Document]) -> tuple[int, int]:
-    k = plain(documents, 8)
-    at = trained(documents[k])
-    weights = np.ones(len(documents[k]), np.float32)
-    weights[at] = 0.5
-    documents[k] = replace(documents[k], weights=weights)
-    return documents[k].row, at
+def _message(document: Document, random: Random) -> Changed:
+    return with_value(document, "message_ids", some(document, random), lambda message: message + 2)
 
 
-def _verdict(documents: list[Document]) -> tuple[int, int]:
-    k = next(k for k, document in enumerate(documents) if document.verdicts and document.turn < 0)
-    message = min(documents[k].verdicts)
-    changed = documents[k].verdicts[message] ^ Verdict.NO_STOP
-    documents[k] = replace(documents[k], verdicts={**documents[k].verdicts, message: changed})
-    return documents[k].row, -1
+def _id(document: Document, random: Random) -> Changed:
+    return with_value(document, "input_ids", some(document, random), lambda id: id ^ 1)
+
+
+def _weight(document: Document, random: Random) -> Changed:
+    at = some(document, random)
+    if at is None:
+        return None
+    weights = np.ones(len(document), np.float32) if document.weights is None else document.weights.copy()
+    weights[at] = weights[at] / 2 + 0.25
+    return replace(document, weights=weights), at
+
+
+def _verdict(document: Document, random: Random) -> Changed:
+    if not document.verdicts:
+        return None
+    message = int(random.choice(sorted(document.verdicts)))
+    changed = document.verdicts[message] ^ Verdict.NO_STOP
+    return replace(document, verdicts={**document.verdicts, message: changed}), -1
 
 
 @pytest.mark.parametrize(
@@ -233,35 +213,47 @@ def _verdict(documents: list[Document]) -> tuple[int, int]:
         ("MP605", _role),
         ("MP605", _part),
         ("MP607", _sampled),
+        ("MP607", _not_sampled),
         ("MP607", _header),
         ("MP607", _stop),
         ("MP608", _loss),
+        ("MP608", _loss_on_user),
         ("MP606", _message),
         ("MP604", _id),
         ("MP609", _weight),
         ("MP610", _verdict),
     ],
 )
-def test_one_changed_fact_is_found_where_it_is(
-    dataset: Dataset, source: Path, tmp_path: Path, code: str, change: Callable[[list[Document]], tuple[int, int]]
+def test_every_changed_fact_is_found_where_it_is(
+    dataset: Dataset, source: Path, tmp_path: Path, code: str, change: Callable[[Document, Random], Changed]
 ) -> None:
-    where: list[tuple[int, int]] = []
-    changed = republished(dataset, tmp_path / "changed", lambda documents: where.append(change(documents)))
+    """One fact in each document, hashes and counts rewritten: at least 25 places, each found under its code."""
+    random = np.random.default_rng(602_214)
+    where: set[tuple[int, int, int]] = set()
+
+    def change_all(documents: list[Document]) -> None:
+        for k, document in enumerate(documents):
+            made = change(document, random)
+            if made is not None:
+                documents[k] = made[0]
+                where.add((document.row, document.turn, made[1]))
+
+    changed = republished(dataset, tmp_path / "changed", change_all)
     proof = prove(changed, source)
-    row, at = where[0]
-    assert code in codes(proof)
+    assert len(where) >= 25
+    assert proof.differ == len(where) and of(proof, code).count == len(where)
     assert codes(proof) <= {code, "MP608"}, "one fact, and the loss that follows from it"
-    assert proof.differ == 1
-    found = of(proof, code)
-    assert found.count == 1
-    place = found.places[0]
-    assert (place.source, place.record) == ("chats.jsonl", row)
-    if at >= 0:
+    assert proof.documents == dataset.manifest.totals.documents - len(where)
+    for place in of(proof, code).places:
         sequence = changed[place.row]
         bounds = [0, *sequence.documents["end"].tolist()]
         k = int(np.searchsorted(bounds, place.start, "right")) - 1
-        assert place.start - bounds[k] == at and place.end == place.start + 1
-        assert int(sequence.documents["row"][k]) == row
+        entry = sequence.documents[k]
+        assert (place.source, place.record) == ("chats.jsonl", int(entry["row"]))
+        assert place.file in {shard.name for shard in changed.manifest.shards}
+        at = -1 if code == "MP610" else place.start - bounds[k]
+        assert (place.record, int(entry["turn"]), at) in where
+        assert code == "MP610" or place.end == place.start + 1
 
 
 def test_an_id_with_the_same_text_is_found(dataset: Dataset, source: Path, tmp_path: Path) -> None:

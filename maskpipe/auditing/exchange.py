@@ -162,7 +162,7 @@ class Exchange:
                 under = (
                     exchanged
                     or names
-                    or (path[-1] == "function" and part is Part.TOOL_CALL and self.strength <= MARKUP_STAYS)
+                    or (path[-1] == "function" and part is Part.TOOL_CALL and self.strength <= BLANKS_STAY)
                 )
                 under = under or free
                 out[own] = self._any(entry, (*path, key), message, role, part, under)

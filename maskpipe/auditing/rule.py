@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maskpipe.auditing.exchange import MARKUP_STAYS, CannotProveError
+from maskpipe.auditing.exchange import BLANKS_STAY, CannotProveError
 from maskpipe.auditing.renders import Renders, Template
 from maskpipe.auditing.shown import Shown
 from maskpipe.chat import Conversation
@@ -90,7 +90,7 @@ class Rule:
         if prompt is None or alone_text is None:
             return _refused(index)
         alone = whole if index == renders.count - 1 else self._alone(renders, index, whole, alone_text)
-        if alone.data.strength > MARKUP_STAYS and renders.given["messages"][index].get("tool_calls"):
+        if alone.data.strength > BLANKS_STAY and renders.given["messages"][index].get("tool_calls"):
             raise CannotProveError("the template looks at names of called functions, which then cannot be exchanged")
         if whole.text.startswith(prompt) and alone_text.startswith(prompt):
             start = begin = self._behind_own_header(len(prompt), index, alone, manner)
