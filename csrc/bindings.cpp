@@ -16,6 +16,7 @@
 
 #include "align.h"
 #include "audit.h"
+#include "bind_engine.h"
 #include "check.h"
 #include "layout.h"
 #include "loss.h"
@@ -857,4 +858,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_order(m);
   bind_reader(m);
   bind_audit(m);
+  maskpipe::bind_engine(m);
 }

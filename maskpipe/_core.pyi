@@ -4,7 +4,7 @@ Arrays are one-dimensional, contiguous and of exactly the dtype given here, else
 argument; results are fresh arrays. Wrong values are ValueError, saying where. The GIL is released while working.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
@@ -238,6 +238,70 @@ def locate_turns(
     empty_offsets: _Int64,
 ) -> Located:
     """Where the turns of conversations stand in ids, by the joints that a template writes between contents."""
+
+# csrc/engine.h, csrc/usual.h
+
+class TemplateInput:
+    """Messages, tools, documents and keyword arguments as a template is given them; their leaves as `wrap` has them."""
+
+    def __init__(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None,
+        documents: list[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> None: ...
+    def leaves(self) -> list[tuple[int, int, int, int]]:
+        """(role, part, message, end of inline reasoning) of each."""
+
+class TurnHabits:
+    """What `usual_turn` looks for: the header without white space around, tokens, and empty reasoning blocks."""
+
+    def __init__(
+        self, header: str, finals: Sequence[str], middles: Sequence[str], empty_blocks: Sequence[str]
+    ) -> None: ...
+
+class Shown:
+    """A render: its text, and origins as render.Trace has them. ValueError where Python has to do it."""
+
+    def __init__(
+        self, program: TemplateProgram, input: TemplateInput, count: int, add_generation_prompt: bool
+    ) -> None: ...
+    def text(self) -> str: ...
+    def origins(self) -> tuple[tuple[int, int, int, int, int], ...]: ...
+    def nulls(self) -> list[int]:
+        """Messages at which null was printed as None, -1 for none."""
+
+    def needs_comparison(self, one_in: int) -> bool:
+        """Was a node that it ran not compared often enough, or does its text's hash choose it, as one in so many?"""
+
+    def shows_all(self) -> bool:
+        """Is every leaf shown, white space and role names aside? Where it is not known, no."""
+
+    def usual_turn(
+        self, prompt: Shown, alone: Shown, index: int, habits: TurnHabits
+    ) -> tuple[int, int, int, str, int, str, int] | None:
+        """(start, end of its own text, characters of an empty reasoning block, the literal text after it and how much
+        of that is its own, the same where the turn is last); None for a turn that is not usual."""
+
+    def spans(self, turns: Sequence[tuple[int, int, int, int, int, int, int]], text: bytes) -> SpanTable:
+        """As SpanTable; `text` is its text in UTF-8."""
+
+class TemplateProgram:
+    """A chat template as nodes (op, numbers, text, kids) of csrc/engine.h."""
+
+    def __init__(
+        self,
+        root: tuple[str, tuple[int, ...], str, tuple[Any, ...]],
+        slots: int,
+        clock: Sequence[tuple[str, str]],
+        special: Sequence[tuple[str, str]],
+    ) -> None: ...
+    def render(self, input: TemplateInput, count: int, add_generation_prompt: bool) -> Shown | None:
+        """The first `count` messages; None where Python has to do it."""
+
+    def agree(self, shown: Shown) -> None:
+        """It was compared with the tracker, and is the same."""
 
 # csrc/loss.h
 

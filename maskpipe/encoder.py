@@ -286,7 +286,7 @@ class Encoder:
         RecordError for other lost content that the recipe does not accept. What only a turn's place in history hides
         is not lost: the turn's own document shows it."""
         unshown: dict[int, str] = {}
-        last = len(wrapped.messages) - 1
+        last = len(wrapped.raw["messages"]) - 1
         for lost in find_lost(whole):
             if lost.role is Role.ASSISTANT and lost.message != last:
                 try:
@@ -525,16 +525,14 @@ _LOSS = np.uint8(Flag.LOSS)
 
 def span_table(trace: Trace, turns: Sequence[Turn], raw: bytes) -> _core.SpanTable:
     """The spans of a trace, as `template.spans.spans_of` gives them, in bytes of its text's UTF-8 `raw`."""
-    return _core.SpanTable(
-        trace.origins,
-        [(leaf.role, leaf.part, leaf.message, end_of_inline_reasoning(leaf)) for leaf in trace.leaves],
-        trace.roles,
-        [
-            (turn.message, turn.start, turn.stop, *(turn.stop_token or _NOWHERE), *(turn.empty_reasoning or _NOWHERE))
-            for turn in turns
-        ],
-        raw,
-    )
+    places = [
+        (turn.message, turn.start, turn.stop, *(turn.stop_token or _NOWHERE), *(turn.empty_reasoning or _NOWHERE))
+        for turn in turns
+    ]
+    if trace.core is not None:
+        return trace.core.spans(places, raw)
+    leaves = [(leaf.role, leaf.part, leaf.message, end_of_inline_reasoning(leaf)) for leaf in trace.leaves]
+    return _core.SpanTable(trace.origins, leaves, trace.roles, places, raw)
 
 
 _NOWHERE = (-1, -1)

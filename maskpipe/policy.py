@@ -84,17 +84,17 @@ class Policy:
             selectors.insert(0, _Selector(True, Role.ASSISTANT, None))
         return Policy(tuple(selectors), turns, recipe.train_on_empty_reasoning, recipe.on_history_rewrite == "accept")
 
-    @property
+    @cached_property
     def trains_everything(self) -> bool:
         """Is every token selected, whatever the turns' verdicts say?"""
         return self.selectors == (_Selector(True, None, None),)
 
-    @property
+    @cached_property
     def trains_turns(self) -> bool:
         """Can an assistant turn get loss at all?"""
         return any(selector.add and selector.role in (None, Role.ASSISTANT) for selector in self.selectors)
 
-    @property
+    @cached_property
     def trains_others(self) -> bool:
         """Can tokens outside assistant turns get loss?"""
         return any(selector.add and selector.role is not Role.ASSISTANT for selector in self.selectors)

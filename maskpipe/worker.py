@@ -6,6 +6,7 @@ they fit the pipe and a worker that is stopped in the middle of one cannot hold 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -46,6 +47,9 @@ def work(
     except Exception as error:
         encoder = error
     guard.end()
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is not looked through again
+    gc.set_threshold(50_000, 20, 20)  # nothing of a record is in a cycle, but errors may be
     while True:
         try:
             function, task, condemned, one_by_one = connection.recv()

@@ -14,12 +14,31 @@ from collections.abc import Mapping
 from maskpipe.chat import anthropic, tool_traces, transcripts
 from maskpipe.chat.columns import IGNORE, Column, parsed, wrong_type
 from maskpipe.chat.content import REASONING_KEYS, check_calls, check_content, json_calls
-from maskpipe.chat.conversation import Chat, Json
+from maskpipe.chat.conversation import MAX_MESSAGES, Chat, Json
 from maskpipe.chat.fields import OPENAI_ROLES, SHAREGPT_ROLES, WEIGHT_KEYS, message_weight, role_named
 from maskpipe.errors import RecordError
 from maskpipe.recipe import Recipe
 from maskpipe.roles import ROLE_NAMES
 from maskpipe.strict_json import Path, json_path
+
+
+def read_usual(record: Json, recipe: Recipe) -> Chat | None:
+    """The chat of a record that holds nothing but messages of a known role and a text each; None for any other. What
+    the whole way makes of such a record, without asking of each thing whether it is there."""
+    if type(record) is not dict or len(record) != 1 or recipe.columns or recipe.objective == "preference":
+        return None
+    entries = record.get("messages")
+    if type(entries) is not list or not 0 < len(entries) <= MAX_MESSAGES:
+        return None
+    renamed = recipe.roles
+    for entry in entries:
+        if type(entry) is not dict or len(entry) != 2:
+            return None
+        role = entry.get("role")
+        if type(role) is not str or role not in ROLE_NAMES or role in renamed or type(entry.get("content")) is not str:
+            return None
+    size = len(entries)
+    return Chat([dict(entry) for entry in entries], [None] * size, [("messages", number) for number in range(size)])
 
 
 def read_messages(column: Column, recipe: Recipe, *, blocks: bool = False) -> Chat:
@@ -59,10 +78,6 @@ def read_message(
     raw: dict[str, Json], path: Path, number: int, renamed: Mapping[str, str], recipe: Recipe
 ) -> tuple[dict[str, Json], float | None]:
     """One message and its weight."""
-    if len(raw) == 2 and not renamed:
-        said, text = raw.get("role"), raw.get("content")
-        if type(said) is str and type(text) is str and said in ROLE_NAMES and said not in recipe.roles:
-            return dict(raw), None  # the usual one: nothing below would change it
     if renamed:
         raw = _rename_keys(raw, renamed, path)
     sharegpt = "role" not in raw and "from" in raw

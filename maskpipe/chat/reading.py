@@ -22,7 +22,7 @@ from maskpipe.chat.columns import (
     columns_of,
 )
 from maskpipe.chat.conversation import Chat, Conversation, Json, Read, Text
-from maskpipe.chat.messages import message_keys, read_messages
+from maskpipe.chat.messages import message_keys, read_messages, read_usual
 from maskpipe.chat.refusals import PREFERENCES, refuse_label, refuse_media, refuse_pair, unknown_shape
 from maskpipe.errors import RecordError
 from maskpipe.recipe import Recipe
@@ -49,6 +49,11 @@ def read_all(record: Json, recipe: Recipe, *, source: int = 0, row: int = 0) -> 
     (multimodal_content), a preference pair or label (preference_pair, preference_label), plain text where the
     objective needs a chat (text_needs_pretrain). UsageError: the recipe maps a column to an unknown name.
     """
+    usual = read_usual(record, recipe)
+    if usual is not None:
+        return Read(
+            [Conversation(usual.messages, weights=usual.weights, paths=usual.paths, source=source, row=row)], Counter()
+        )
     columns = columns_of(record, recipe)
     if recipe.objective == "preference":
         chats: list[Chat] | None = _answers(record, columns, recipe)

@@ -32,6 +32,9 @@ from maskpipe.template import origin
 from maskpipe.template.origin import Tracked, TrackedBool, TrackedFloat, TrackedInt, concat, make, origins_of, to_text
 from maskpipe.template.sandbox import COMPUTED_LATE, ShortcutEnvironment, ShortcutGenerator, check_size
 
+NULL_PRINTED = "null printed as None"
+"""What is said of null that a template prints."""
+
 
 class Sum(tuple[Any, ...]):
     """The terms of a `{{ a + b + c }}`, not added yet."""
@@ -205,7 +208,7 @@ class TrackingEnvironment(ShortcutEnvironment):
     def _text(self, value: Any) -> str:
         """The text of any value, where the template prints it."""
         if value is None:
-            self.reprs.append((self.message, "null printed as None"))
+            self.reprs.append((self.message, NULL_PRINTED))
         elif isinstance(value, list | dict | tuple) and origin.has_origin(value):
             kind = "an object" if isinstance(value, dict) else "a list"
             self.reprs.append((self.message, f"{kind} printed as Python repr"))

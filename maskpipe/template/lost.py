@@ -37,6 +37,8 @@ class Lost:
 
 def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
     """What the render lost of the first `messages` messages (None: all), the tools and the documents."""
+    if trace.core is not None and trace.core.shows_all():
+        return []
     shown = _shown(trace)
     out = []
     for number, leaf in enumerate(trace.leaves):

@@ -8,24 +8,31 @@ A leaf is one string, number or boolean of the input; its field decides the role
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jinja2
 from jinja2 import meta
 
-from maskpipe.errors import TemplateError
+from maskpipe import _core
+from maskpipe.errors import MaskpipeError, TemplateError
 from maskpipe.roles import Part, Role, role_of
 from maskpipe.template import origin
-from maskpipe.template.environment import TrackingEnvironment
+from maskpipe.template.environment import NULL_PRINTED, TrackingEnvironment
 from maskpipe.template.origin import TrackedBool, TrackedFloat, TrackedInt
+from maskpipe.template.program import compiled
 from maskpipe.template.sandbox import ShortcutEnvironment, plain_environment
 
 Path = tuple[str | int, ...]
 
 DEFAULT_CLOCK = "2026-01-01T00:00:00"
+ENGINE = "MASKPIPE_TEMPLATE_ENGINE"
+"""An environment variable: with "python" every render is made by the Python tracker."""
+COMPARED_ONE_IN = 256
+"""Of the renders of the core, this share is made by the Python tracker too; chosen by a hash of the text."""
 KEY = "<key>"
 """Last element of the path of an object's key."""
 
@@ -81,24 +88,84 @@ def end_of_inline_reasoning(leaf: Leaf) -> int:
     return at + len(_INLINE_REASONING_END) if at >= 0 else 0
 
 
-@dataclass(frozen=True)
 class Wrapped:
-    """A conversation ready to be rendered with tracking, whole or its first messages."""
+    """A conversation ready to be rendered with tracking, whole or its first messages.
 
-    messages: list[dict[str, Any]]
-    numbers: dict[int, int]
-    """Index of each of these messages by its identity."""
-    tools: list[Any] | None
-    documents: list[Any] | None
-    kwargs: dict[str, Any]
-    leaves: list[Leaf]
-    roles: tuple[Role, ...]
-    raw: dict[str, Any]
-    """What was wrapped: messages, tools, documents and kwargs as given."""
-    shown: list[dict[str, Any]]
-    """The messages as they are shown to templates, without tracking."""
-    traces: dict[tuple[int, bool], Trace]
-    """Renders made so far: (messages, with generation prompt) → Trace. Turns of one conversation share them."""
+    `raw` is what was wrapped: messages, tools, documents and kwargs as given. The tracked values are made when they are
+    asked for: where the core renders, nobody does.
+    """
+
+    def __init__(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Any] | None,
+        documents: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        self.raw: dict[str, Any] = {"messages": messages, "tools": tools, "documents": documents, "kwargs": kwargs}
+        self.traces: dict[tuple[int, bool], Trace] = {}
+        """Renders made so far: (messages, with generation prompt) → Trace. Turns of one conversation share them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _MADE:
+            raise AttributeError(name)
+        _MADE[name](self)
+        return self.__dict__[name]
+
+    if TYPE_CHECKING:
+        messages: list[dict[str, Any]]
+        numbers: dict[int, int]
+        """Index of each of these messages by its identity."""
+        tools: list[Any] | None
+        documents: list[Any] | None
+        kwargs: dict[str, Any]
+        leaves: list[Leaf]
+        roles: tuple[Role, ...]
+        shown: list[dict[str, Any]]
+        """The messages as they are shown to templates, without tracking."""
+        input: _core.TemplateInput
+        """The same for the core."""
+
+    def _make_tracked(self) -> None:
+        wrapper = _Wrapper()
+        tracked = [
+            _alias_reasoning(wrapper.message(message, index, role))
+            for index, (message, role) in enumerate(zip(self.raw["messages"], self.roles, strict=True))
+        ]
+        tools, documents, kwargs = self.raw["tools"], self.raw["documents"], self.raw["kwargs"] or {}
+        self.messages = tracked
+        self.numbers = {id(message): index for index, message in enumerate(tracked)}
+        self.tools = None
+        if tools is not None:
+            self.tools = wrapper.data(list(tools), ("tools",), -1, Role.CONTEXT, Part.TOOL_SCHEMA)
+        self.documents = None
+        if documents is not None:
+            self.documents = wrapper.data(list(documents), ("documents",), -1, Role.CONTEXT, Part.CONTENT)
+        self.kwargs = {
+            name: wrapper.data(value, ("chat_template_kwargs", name), -1, Role.CONTEXT, Part.CONTENT)
+            if isinstance(value, str | list | dict)
+            else value
+            for name, value in kwargs.items()
+        }
+        self.leaves = wrapper.leaves
+
+    def _make_roles(self) -> None:
+        names = [message.get("role") for message in self.raw["messages"]]
+        self.roles = tuple([role_of(name) if isinstance(name, str) else Role.OTHER for name in names])
+
+    def _make_shown(self) -> None:
+        self.shown = [_alias_reasoning(dict(message)) for message in self.raw["messages"]]
+
+    def _make_input(self) -> None:
+        self.input = _core.TemplateInput(*self.raw.values())
+
+
+_MADE: dict[str, Callable[[Wrapped], None]] = {
+    **dict.fromkeys(("messages", "numbers", "tools", "documents", "kwargs", "leaves"), Wrapped._make_tracked),
+    "roles": Wrapped._make_roles,
+    "shown": Wrapped._make_shown,
+    "input": Wrapped._make_input,
+}
 
 
 @dataclass(frozen=True)
@@ -113,6 +180,9 @@ class Trace:
     """(message, what) printed as Python repr."""
     roles: tuple[Role, ...]
     """The role of each message."""
+
+    core: ClassVar[_core.Shown | None] = None
+    """The same in the core, where it was rendered there."""
 
     def leaf(self, entry: origin.Origin) -> Leaf | None:
         """The leaf an origin points to when it is the data's own text: None for literal text and role names."""
@@ -143,6 +213,35 @@ class Trace:
     def layout(self) -> Layout:
         """Where each message's own text stands."""
         return _layout(self.origins, self.leaves)
+
+
+class CoreTrace(Trace):
+    """A Trace that the core made; what Python wants of it is made when it is asked for."""
+
+    @staticmethod
+    def of(core: _core.Shown, wrapped: Wrapped) -> CoreTrace:
+        trace = object.__new__(CoreTrace)
+        trace.__dict__.update(core=core, _wrapped=wrapped)
+        return trace
+
+    def __getattr__(self, name: str) -> Any:
+        if self.core is None:
+            raise AttributeError(name)
+        made: Any
+        if name == "text":
+            made = self.core.text()
+        elif name == "origins":
+            made = self.core.origins()
+        elif name == "leaves":
+            made = self._wrapped.leaves
+        elif name == "reprs":
+            made = [(message, NULL_PRINTED) for message in self.core.nulls()]
+        elif name == "roles":
+            made = self._wrapped.roles
+        else:
+            raise AttributeError(name)
+        self.__dict__[name] = made
+        return made
 
 
 class Layout(NamedTuple):
@@ -232,6 +331,9 @@ class Engine:
             *special_tokens,
         }
         """Names the template asks for beyond the standard ones: its switches."""
+        self._program: _core.TemplateProgram | None = None
+        if os.environ.get(ENGINE, "") != "python":
+            self._program = compiled(self._tracking_environment, source, self.special_tokens)
 
     def plain(
         self,
@@ -283,13 +385,52 @@ class Engine:
 
     def trace(self, wrapped: Wrapped, count: int | None = None, *, add_generation_prompt: bool = False) -> Trace:
         """Renders the first `count` messages (None: all) with tracking."""
-        size = len(wrapped.messages) if count is None else count
+        size = len(wrapped.raw["messages"]) if count is None else count
         known = wrapped.traces.get((size, add_generation_prompt))
         if known is None:
             known = wrapped.traces[size, add_generation_prompt] = self._trace(wrapped, size, add_generation_prompt)
         return known
 
+    def core(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> _core.Shown | None:
+        """The same by the core; None where that does not do what the template does.
+
+        Each node of the template is compared with the Python tracker the first times that it is run, and so is one
+        render in COMPARED_ONE_IN: MaskpipeError where they differ.
+        """
+        program = self._program
+        if program is None:
+            return None
+        shown = program.render(wrapped.input, count, add_generation_prompt)
+        if shown is None:
+            return None
+        if shown.needs_comparison(COMPARED_ONE_IN):
+            self._compare(wrapped, count, add_generation_prompt, shown)
+            program.agree(shown)
+        return shown
+
+    def _compare(self, wrapped: Wrapped, count: int, add_generation_prompt: bool, shown: _core.Shown) -> None:
+        try:
+            trace = self._tracked(wrapped, count, add_generation_prompt)
+            same = (trace.text, trace.origins) == (shown.text(), shown.origins())
+            same = same and trace.reprs == [(message, NULL_PRINTED) for message in shown.nulls()]
+            same = same and trace.leaves == wrapped.leaves
+            said = "another text or other origins"
+        except TemplateError as error:
+            same, said = False, str(error)
+        if not same:
+            raise MaskpipeError(
+                f"the core renders this chat template otherwise than Jinja2, which gives {said}; nothing it made can "
+                f"be trusted. Set {ENGINE}=python in the environment, and please report the template"
+            )
+
     def _trace(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> Trace:
+        shown = self.core(wrapped, count, add_generation_prompt)
+        if shown is not None:
+            return CoreTrace.of(shown, wrapped)
+        return self._tracked(wrapped, count, add_generation_prompt)
+
+    def _tracked(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> Trace:
+        """A render by the Python tracker: the reference of the core."""
         environment = self._tracking_environment
         environment.begin(wrapped.numbers)
         variables = {
@@ -376,33 +517,7 @@ def wrap(
     kwargs: Mapping[str, Any] | None = None,
 ) -> Wrapped:
     """Every string, number and boolean of the input becomes tracked; null and the containers stay what they are."""
-    wrapper = _Wrapper()
-    tracked: list[dict[str, Any]] = []
-    roles: list[Role] = []
-    for index, message in enumerate(messages):
-        name = message.get("role")
-        role = role_of(name) if isinstance(name, str) else Role.OTHER
-        roles.append(role)
-        tracked.append(_alias_reasoning(wrapper.message(message, index, role)))
-    return Wrapped(
-        messages=tracked,
-        numbers={id(message): index for index, message in enumerate(tracked)},
-        tools=None if tools is None else wrapper.data(list(tools), ("tools",), -1, Role.CONTEXT, Part.TOOL_SCHEMA),
-        documents=None
-        if documents is None
-        else wrapper.data(list(documents), ("documents",), -1, Role.CONTEXT, Part.CONTENT),
-        kwargs={
-            name: wrapper.data(value, ("chat_template_kwargs", name), -1, Role.CONTEXT, Part.CONTENT)
-            if isinstance(value, str | list | dict)
-            else value
-            for name, value in (kwargs or {}).items()
-        },
-        leaves=wrapper.leaves,
-        roles=tuple(roles),
-        traces={},
-        raw={"messages": list(messages), "tools": tools, "documents": documents, "kwargs": kwargs},
-        shown=[_alias_reasoning(dict(message)) for message in messages],
-    )
+    return Wrapped(list(messages), tools, documents, kwargs)  # type: ignore[arg-type]
 
 
 class _Wrapper:

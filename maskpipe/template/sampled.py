@@ -19,8 +19,9 @@ import bisect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from maskpipe import _core
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Verdict
 from maskpipe.template import origin
@@ -88,6 +89,13 @@ class Habits:
     """Texts between prompt and content that the template writes for a message without reasoning; longest first."""
 
 
+class _OfCore(NamedTuple):
+    """What the core takes of habits, and what was found about the stop after the same literal texts."""
+
+    habits: _core.TurnHabits
+    stops: dict[tuple[Any, ...], tuple[tuple[int, int] | None, str]]
+
+
 @dataclass
 class Sampling:
     """Analyses conversations of one template. `control_tokens` are the strings the tokenizer knows as single tokens."""
@@ -98,6 +106,8 @@ class Sampling:
     _habits: dict[str, Habits] = field(default_factory=dict)
     _found: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     """Control tokens of short literal texts: templates write the same few again and again."""
+    _of_core: dict[int, _OfCore] = field(default_factory=dict)
+    """By the identity of the habits, all of which are kept."""
 
     def __post_init__(self) -> None:
         words = sorted(
@@ -125,13 +135,18 @@ class Sampling:
 
     def turns(self, wrapped: Wrapped, whole: Trace) -> list[Turn]:
         """The assistant turns of a whole render, in order."""
-        habits = self.habits(wrapped.kwargs)
-        last = len(wrapped.messages) - 1
+        messages = wrapped.raw["messages"]
+        habits = self.habits(wrapped.raw["kwargs"] or {})
+        last = len(messages) - 1
         out = []
-        for index, message in enumerate(wrapped.messages):
+        for index, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
             try:
+                usual = self._usual_turn(wrapped, whole, index, habits)
+                if usual is not None:
+                    out.append(usual)
+                    continue
                 prompt = self.engine.plain_of(wrapped, index, add_generation_prompt=True)
                 alone = whole if index == last else self.engine.trace(wrapped, index + 1)
                 start: int | None
@@ -146,6 +161,44 @@ class Sampling:
             except TemplateError as error:
                 out.append(_refused(index, f"the turn's prompt cannot be rendered: {error}"))
         return out
+
+    def _usual_turn(self, wrapped: Wrapped, whole: Trace, index: int, habits: Habits) -> Turn | None:
+        """A turn about which there is nothing to say but where it is: what the rest of this class would establish. None
+        for any other one, and where the core did not render. TemplateError as Engine.trace."""
+        if whole.core is None:
+            return None
+        prompt = self.engine.core(wrapped, index, True)
+        if prompt is None:
+            return None
+        is_last = index == len(wrapped.raw["messages"]) - 1
+        alone = whole if is_last else self.engine.trace(wrapped, index + 1)
+        if alone.core is None:
+            return None
+        of_core = self._of_core.get(id(habits))
+        if of_core is None:
+            finals = [token for token in (*habits.stops_last, *self.stop_tokens) if token]
+            middles = [token for token in habits.stops_middle if token]
+            of_core = _OfCore(_core.TurnHabits(habits.header.strip(), finals, middles, habits.empty_reasoning), {})
+            self._of_core[id(habits)] = of_core
+        found = whole.core.usual_turn(prompt, alone.core, index, of_core.habits)
+        if found is None:
+            return None
+        start, own_end, supplied, *_ = found
+        key = (is_last, *found[3:])
+        known = of_core.stops.get(key)
+        if known is None:
+            tail, alone_tail = _Tail(*found[3:5]), _Tail(*found[5:])
+            known = self._stop_in(tail, alone_tail, is_last, habits)
+            if len(tail.text) + len(alone_tail.text) <= _REMEMBERED_LENGTH:
+                if len(of_core.stops) >= _REMEMBERED_TEXTS:
+                    of_core.stops.clear()
+                of_core.stops[key] = known
+        place, reason = known
+        if place is None or reason:
+            return None
+        stop = (own_end + place[0], own_end + place[1])
+        empty = (start, start + supplied) if supplied else None
+        return Turn(index, Verdict.EXACT, start, stop[1], stop, empty, start)
 
     def own_document(self, wrapped: Wrapped, index: int) -> tuple[Trace | None, Turn]:
         """The turn alone: P followed by its sampled tail as the template writes it when that turn is last.
@@ -422,13 +475,20 @@ class Sampling:
         """Where the stop token of the turn stands in `whole`, and why the turn differs from itself as the last one.
         The turn's own text ends at `after` in `whole` and at `alone_after` in `alone`."""
         tail_alone = _literal_tail(alone, alone_after, index)
+        tail = tail_alone if alone is whole else _literal_tail(whole, after, index)
+        place, reason = self._stop_in(tail, tail_alone, alone is whole, habits)
+        return None if place is None else (after + place[0], after + place[1]), reason
+
+    def _stop_in(
+        self, tail: _Tail, tail_alone: _Tail, is_last: bool, habits: Habits
+    ) -> tuple[tuple[int, int] | None, str]:
+        """The same for the literal text after the turn's own text, here and where the turn is last; places in it."""
         last = self._last_stop(tail_alone, habits)
-        if alone is whole:
-            return (None, "") if last is None else ((after + last[0], after + last[1]), "")
-        tail = _literal_tail(whole, after, index)
+        if is_last:
+            return last, ""
         common = self._common_length(tail_alone.text, tail.text)
         if last is not None and last[1] <= common:
-            return (after + last[0], after + last[1]), ""
+            return last, ""
         rest = tail.text[common:]
         middle = next(
             ((start, end, token) for start, end, token in self.controls(rest) if not rest[:start].strip()), None
@@ -440,7 +500,7 @@ class Sampling:
             middle = None  # plain answers end with a token of their own: what follows this one is the next header
         if middle is None:
             return None, "" if last is None else "as the last turn it would end with a stop token"
-        place = (after + common + middle[0], after + common + middle[1])
+        place = (common + middle[0], common + middle[1])
         if last is None or tail_alone.text[last[0] : last[1]] == middle[2]:
             return place, ""
         return place, f"it ends with {middle[2]!r}, as the last turn with {tail_alone.text[last[0] : last[1]]!r}"
