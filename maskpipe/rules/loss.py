@@ -26,7 +26,7 @@ RULES = (
         "Begin the mask where the generation prompt ends.",
         "error",
         "`<|im_start|>assistant\\n` is trained before each answer",
-        ("M11", "M13"),
+        ("M11", "M13", "M29"),
     ),
     Rule(
         "MP303",
@@ -129,7 +129,7 @@ RULES = (
         "End the mask with the stop token.",
         "error",
         "the newline behind `<|im_end|>` is trained",
-        ("T07", "L24", "M29"),
+        ("T07", "L24", "M29", "L23"),
     ),
     Rule(
         "MP313",

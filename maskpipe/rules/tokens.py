@@ -23,7 +23,7 @@ RULES = (
         "Do not remove BOS after templating; add it exactly once.",
         "error",
         "the template begins with `<s>`, document 7 does not",
-        ("T02",),
+        ("T02", "P18"),
     ),
     Rule(
         "MP403",
