@@ -425,6 +425,20 @@ def test_plain_text_is_proved(tmp_path: Path, recipe: dict[str, Any]) -> None:
     assert proof.tokens == dataset.manifest.totals.n_tokens > 0
 
 
+def test_answers_with_a_label_are_proved_and_pairs_are_said(tmp_path: Path) -> None:
+    prompt = [*chat("a", "b", "c")["messages"]]
+    labelled = [{"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}], "label": True}]
+    source = written(tmp_path, labelled, "labelled.jsonl")
+    dataset = prepared(tmp_path, source, "labelled", objective="preference")
+    proof = prove(dataset, source)
+    assert codes(proof) == set() and not proof.cannot and proof.tokens == dataset.manifest.totals.n_tokens > 0
+    pairs = [{"prompt": "p", "chosen": "one", "rejected": "two"}]
+    source = written(tmp_path, pairs, "pairs.jsonl")
+    dataset = prepared(tmp_path, source, "pairs", objective="preference")
+    proof = prove(dataset, source)
+    assert codes(proof) == set() and proof.cannot == {"preference pairs": dataset.manifest.totals.documents}
+
+
 def test_what_cannot_be_proved_is_counted_with_its_reason(tmp_path: Path) -> None:
     """A template that looks at single characters of the data prints something else for stand-ins."""
     template = (

@@ -90,6 +90,12 @@ class Begun:
     refused: frozenset[int] = frozenset()
 
     @property
+    def prompt(self) -> int:
+        """Messages whose turns are not trained: those of the prompt, in preference data."""
+        side = None if self.conversation is None else self.conversation.side
+        return 0 if side is None else side.prompt
+
+    @property
     def texts(self) -> list[str]:
         return [self.text.text] if self.text is not None else [view.shown.text for view in self.views]
 
@@ -170,9 +176,10 @@ class Expectation:
         if selection.everything or not selection.takes_turns:
             begun.views = [_View(whole, turns, -1, frozenset())]
             return
-        wanted = selection.chosen([turn.message for turn in turns])
+        answers = [turn.message for turn in turns if turn.message >= begun.prompt]
+        wanted = selection.chosen(answers)
         wanted -= {index for index, weight in enumerate(conversation.weights) if weight == 0}
-        apart = [turn.message for turn in turns if not selection.may_train(turn.verdict)]
+        apart = [turn.message for turn in turns if turn.message in answers and not selection.may_train(turn.verdict)]
         if self.recipe.on_history_rewrite == "last" and apart:
             wanted &= {turns[-1].message}
         in_place = frozenset(turn.message for turn in turns if turn.message not in apart) & wanted
@@ -220,7 +227,11 @@ class Expectation:
         flags = np.where(whole_inside, np.uint8(Flag.SAMPLED), np.where(count > 0, np.uint8(Flag.STRADDLES), 0))
         flags |= np.where(whole_inside & empty[starts], np.uint8(Flag.EMPTY_REASONING), np.uint8(0))
         flags[list(tokens.cuts)] |= np.uint8(Flag.CUT_BEFORE)
-        verdicts = {turn.message + begun.base: turn.verdict for turn in (*begun.turns, *view.turns)}
+        verdicts = {
+            turn.message + begun.base: turn.verdict
+            for turn in (*begun.turns, *view.turns)
+            if turn.message >= begun.prompt
+        }
         own = messages[starts]
         weights = None
         if any(weight not in (None, 1) for weight in conversation.weights):
