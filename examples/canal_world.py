@@ -4,7 +4,7 @@
     chats    questions about boats, answered in one word or in one sentence; some facts are never asked   SFT
     pairs    the same questions, the sentence preferred to the word                              preference tuning
 
-All of it is made here from a seed. `HELD_OUT` facts are asked in no chat and no pair: whoever answers them has read.
+All of it is made here from a seed. `HELD_OUT` facts are asked in no chat and no pair of the training.
 """
 
 from __future__ import annotations
@@ -112,11 +112,11 @@ def chats(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         yield {"messages": messages}
 
 
-def pairs(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """A question, the sentence chosen, the word rejected."""
+def pairs(count: int, seed: int = 0, *, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """A question, the sentence chosen, the word rejected. held_out: about facts that no other chat or pair asks for."""
     draw = random.Random(f"pairs {seed}")
     for _ in range(count):
-        fact = _asked(draw)
+        fact = draw.choice(HELD_OUT) if held_out else _asked(draw)
         yield {
             "prompt": [{"role": "user", "content": question(draw, fact)}],
             "chosen": [{"role": "assistant", "content": sentence(fact)}],

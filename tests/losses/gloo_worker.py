@@ -1,13 +1,14 @@
-"""One of four ranks: its share of a batch, its gradients, against those of the whole batch on one rank.
+"""Four ranks, each with its share of a batch: its gradients against those of the whole batch on one rank.
 
-python gloo_worker.py RANK WORLD INIT_FILE DATA        prints one line of JSON: case -> largest relative error
+python gloo_worker.py WORLD DIRECTORY        writes errors-RANK.json: case -> largest relative error
 
-DATA holds two datasets of pairs, separate and shared.
+DIRECTORY holds two datasets of pairs, separate and shared. The ranks are forks of one process, which has torch.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -101,9 +102,8 @@ def loader_errors(rank: int, world: int, pair: Any, data: Path) -> dict[str, flo
     return out
 
 
-def main(rank: int, world: int, file: str, data: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+def one_rank(rank: int, world: int, directory: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory / 'init'}", rank=rank, world_size=world)
     m = made(21, batch=ROWS, share=0.3)
     m.labels[5:] = -100  # the last ranks have little or nothing: a mean of means would be far off
     m.labels[2, 1:] = m.labels[2, 1:].clamp(min=0)
@@ -143,14 +143,25 @@ def main(rank: int, world: int, file: str, data: Path) -> None:
                 (wrapped(m.hidden[rows], mine) / micro_batches).backward()
             apart = (gradients(naive) - expected).abs().max() / expected.abs().max()
             errors[f"{name}, {micro_batches} micro-batches, mean of means"] = float(apart)
-    errors |= loader_errors(rank, world, pair, data)
+    errors |= loader_errors(rank, world, pair, directory)
     ratios = torch.arange(float(rank + 1))
     z = kto_kl(ratios, torch.zeros(rank + 1))
     every = torch.cat([torch.arange(float(r + 1)) for r in range(world)]).mean()
     errors["kto_kl"] = float((z - every).abs())
-    print(json.dumps(errors))
+    (directory / f"errors-{rank}.json").write_text(json.dumps(errors))
     dist.destroy_process_group()
 
 
+def main(world: int, directory: Path) -> int:
+    torch.set_num_threads(1)
+    forks = multiprocessing.get_context("fork")
+    ranks = [forks.Process(target=one_rank, args=(rank, world, directory), daemon=True) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return max(abs(rank.exitcode or 0) for rank in ranks)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2])))

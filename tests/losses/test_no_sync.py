@@ -39,8 +39,7 @@ def fake_plan(mode: FakeTensorMode, plan: LossPlan) -> LossPlan:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("distinct", [True, False])
-@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("distinct", "weighted"), [(True, False), (False, True)])
 def test_the_operators_never_look_at_a_value(device: str, dtype: torch.dtype, distinct: bool, weighted: bool) -> None:
     """Their bodies run as they stand, for CUDA on fake CUDA tensors: every branch that a GPU takes, without a GPU."""
     with FakeTensorMode(), torch.no_grad():
