@@ -534,11 +534,11 @@ def export(
     /,
     *,
     to: Annotated[
-        Literal["hf", "trl", "megatron-bridge", "olmo"],
+        Literal["hf", "trl", "trl-dpo", "megatron-bridge", "olmo"],
         Parameter(
             group=_INPUT,
-            help="hf: Parquet with labels for any trainer; trl: for its SFTTrainer; megatron-bridge: its packed "
-            "Parquet; olmo: arrays for OLMo-core.",
+            help="hf: Parquet with labels for any trainer; trl: for its SFTTrainer; trl-dpo: pairs for its "
+            "DPOTrainer; megatron-bridge: its packed Parquet; olmo: arrays for OLMo-core.",
         ),
     ] = "hf",
     ignore_weights: Annotated[

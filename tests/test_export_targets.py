@@ -275,7 +275,7 @@ def test_options_that_a_target_does_not_know_are_refused(dataset: Path, tmp_path
     for to, options in (("olmo", Options(unpack=True)), ("hf", Options(across_documents=True))):
         with pytest.raises(UsageError, match=f"has no meaning for --to {to}"):
             export(dataset, tmp_path / "new", to, options=options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="must be one of hf, trl, megatron-bridge, olmo"):
+    with pytest.raises(UsageError, match="must be one of hf, trl, trl-dpo, megatron-bridge, olmo"):
         export(dataset, tmp_path / "new", "webdataset")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from maskpipe.recipe import Recipe
 from maskpipe.roles import Branch, Part, Role
 from maskpipe.shards.verify import verify
 from maskpipe.tokenizer import Tokenizer
+from tests.reference.pairs import separate_of
 
 TOKENIZER = Tokenizer.load(demo_data.tokenizer())
 PREFERENCE = Recipe(objective="preference", sequence_length=512, on_bad_record="reject")
@@ -188,29 +188,3 @@ def test_a_side_that_would_be_several_documents_is_refused() -> None:
     assert caught.value.reason in ("side_in_several_documents", "turns_refused")
     chosen, _ = documents_of(record, recipe.replace(on_history_rewrite="last"))
     assert trained(chosen) == "two<|done|>"
-
-
-def separate_of(documents: list[Document]) -> list[Document]:
-    """A pair in the layout `separate`, whichever it has: the slow twin of sharing a prompt."""
-    if documents[0].branch is not Branch.PROMPT:
-        return documents
-    prompt, *sides = documents
-    out = []
-    for number, side in enumerate(sides, 1):
-        assert side.parent == number
-        messages = prompt.message_ids.copy()
-        first = min(side.verdicts)
-        own = messages == min(sides[0].verdicts)  # the header of the answer
-        messages[own] = first
-        facts = {
-            name: np.concatenate([getattr(prompt, name), getattr(side, name)])
-            for name in ("input_ids", "role_ids", "part_ids", "flags")
-        }
-        weights = None
-        if prompt.weights is not None or side.weights is not None:
-            weights = np.concatenate(
-                [np.ones(len(d), np.float32) if d.weights is None else d.weights for d in (prompt, side)]
-            )
-        messages = np.concatenate([messages, side.message_ids])
-        out.append(dataclasses.replace(side, message_ids=messages, weights=weights, parent=None, **facts))
-    return out

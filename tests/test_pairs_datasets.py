@@ -30,6 +30,7 @@ from maskpipe.repack import repack
 from maskpipe.roles import Branch
 from maskpipe.shards.verify import verify
 from maskpipe.sources import limits
+from tests.reference.pairs import separate_of, shared_size
 from tests.test_pairs import PREFERENCE, TOKENIZER, assistant, pair, user
 
 WORDS = ["sea", "tide", "gull", "rope", "sail", "wind", "salt", "fish", "net", "oar"]
@@ -326,3 +327,36 @@ def test_units_are_packed_as_documents_of_their_size_would_be(sizes: list[list[i
     (shard,) = plan_shards(stages, recipe)
     assert shard.pairs is not None and np.array_equal(shard.pairs, units)
     assert np.array_equal(shard.pieces.documents, pieces.documents)
+
+
+@pytest.mark.parametrize("template", ["", "no generation prompt", "the answers first"])
+def test_a_shared_prompt_and_its_branches_are_both_conversations(template: str) -> None:
+    """Against the slow twin, on random pairs, also of templates under which some or all prompts cannot be shared."""
+    texts = {
+        "no generation prompt": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+        "the answers first": "{{ messages | length }} {{ messages[-1].content | length }}\n"
+        "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}<|done|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}",
+    }
+    recipe = PREFERENCE.replace(ranked_pairs="all", chat_template=texts.get(template), on_history_rewrite="accept")
+    encoders = [Encoder(TOKENIZER, recipe.replace(pair_layout=layout)) for layout in ("separate", "shared_prompt")]  # type: ignore[arg-type]
+    seen: Counter[str] = Counter()
+    for record in records(40, seed=7):
+        try:
+            read = read_all(record, recipe)
+        except RecordError:
+            continue
+        if read.units()[0][1:]:
+            apart, shared = (encode_all(encoder, read).encoded for encoder in encoders)
+            assert (apart.refused is None) == (shared.refused is None)
+            rest = list(shared.documents)
+            for chosen, rejected in zip(apart.documents[::2], apart.documents[1::2], strict=True):
+                size = shared_size(chosen, rejected)
+                unit = [rest.pop(0) for _ in range(3 if size else 2)]
+                assert sum(map(len, unit)) == len(chosen) + len(rejected) - size
+                assert [key(document) for document in separate_of(unit)] == [key(chosen), key(rejected)]
+                assert not size or (len(unit[0]) == size and not unit[0].loss_mask.any())
+                seen["shared" if size else "apart"] += 1
+            assert not rest
+            assert shared.counts["tokens"] + shared.counts["tokens_saved_by_sharing"] == apart.counts["tokens"]
+    assert seen["apart"] if template == "the answers first" else seen["shared"], seen

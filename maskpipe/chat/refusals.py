@@ -48,12 +48,13 @@ def _branch_hint(chosen: str, columns: Columns, recipe: Recipe) -> str:
 
 def refuse_label(columns: Columns) -> None:
     """A record that says whether its answer is wanted."""
-    label = columns.get("label")
+    label = next((columns[name] for name in ("label", "kto_tag") if name in columns), None)
     if label is not None and isinstance(label.value, bool):
+        name = ".".join(map(str, label.path))
         raise RecordError(
-            f"$.label is {str(label.value).lower()}: the record says whether its answer is wanted (unpaired "
-            "preference), so training on all of them would teach the unwanted ones. Prepare them with --objective "
-            "preference, or keep the wanted records only and say so with --map label=ignore",
+            f"{json_path(label.path)} is {str(label.value).lower()}: the record says whether its answer is wanted "
+            "(unpaired preference), so training on all of them would teach the unwanted ones. Prepare them with "
+            f"--objective preference, or keep the wanted records only and say so with --map {name}=ignore",
             reason="preference_label",
         )
 

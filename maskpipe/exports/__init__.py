@@ -4,6 +4,7 @@
     parquet.py           rows in Parquet files, a row group at a time
     hf.py                input_ids, labels, position_ids, seq_lengths
     trl.py               input_ids, labels, seq_lengths
+    trl_dpo.py           pairs: prompt_ids, chosen_ids, rejected_ids
     megatron_bridge.py   input_ids, loss_mask moved by one, seq_start_id
     olmo.py              token ids, label mask and document borders in plain arrays
 

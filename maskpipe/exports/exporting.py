@@ -13,14 +13,20 @@ from typing import Any, Literal, get_args
 
 from maskpipe.durable import write_file
 from maskpipe.errors import MaskpipeError, UsageError
-from maskpipe.exports import hf, megatron_bridge, olmo, trl
+from maskpipe.exports import hf, megatron_bridge, olmo, trl, trl_dpo
 from maskpipe.exports.rows import LOST, Options
 from maskpipe.partial import new_directory
 from maskpipe.shards.reader import Dataset
 from maskpipe.shards.reader import open as open_dataset
 
-TargetName = Literal["hf", "trl", "megatron-bridge", "olmo"]
-_TARGETS: Mapping[str, ModuleType] = {"hf": hf, "trl": trl, "megatron-bridge": megatron_bridge, "olmo": olmo}
+TargetName = Literal["hf", "trl", "trl-dpo", "megatron-bridge", "olmo"]
+_TARGETS: Mapping[str, ModuleType] = {
+    "hf": hf,
+    "trl": trl,
+    "trl-dpo": trl_dpo,
+    "megatron-bridge": megatron_bridge,
+    "olmo": olmo,
+}
 """Each has OPTIONS (those it knows), names(dataset, options) of the files that
 write(dataset, work, counted, options) writes, and card(dataset, exported, options) -> README.md."""
 README = "README.md"
@@ -82,6 +88,8 @@ class Exported:
             lines.append(
                 f"left out  {self.counted['skipped_tokens']:,} documents of one token, which hold nothing to predict"
             )
+        if self.counted.get("behind_answers"):
+            lines.append(f"left out  {self.counted['behind_answers']:,} tokens behind answers, which no target sees")
         if self.reweighted:
             lines.append(f"weights   {self.reweighted:,} targets have a source weight that a loss mask does not say")
         lines.append(f"not there {LOST}")
@@ -124,6 +132,7 @@ def _check(dataset: Dataset, counted: Counter[str]) -> None:
     totals = dataset.manifest.totals
     found = (counted["sequences"], counted["documents"], counted["tokens"], counted["loss"])
     expected = (totals.sequences, totals.fragments, totals.n_tokens, totals.n_loss)
-    written = (counted["written_tokens"] + counted["skipped_tokens"], counted["written_loss"])
+    left_out = counted["skipped_tokens"] + counted["behind_answers"]
+    written = (counted["written_tokens"] + left_out, counted["written_loss"])
     if found != expected or written != (totals.n_tokens, totals.n_loss):
         raise MaskpipeError(f"exported {dict(counted)}, but the manifest counts {totals}; please report this")

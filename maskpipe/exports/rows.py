@@ -82,9 +82,10 @@ def rows_of(dataset: Dataset, shard: int, counted: Counter[str], options: Option
     first = sum(entry.rows for entry in dataset.manifest.shards[:shard])
     for index in range(first, first + dataset.manifest.shards[shard].rows):
         sequence = dataset[index]
-        if np.any(sequence.documents["branch"] != Branch.NONE):
+        if np.any((sequence.documents["branch"] != Branch.NONE) | (sequence.documents["label"] >= 0)):
             raise UsageError(
-                "the dataset holds preference pairs, which a loss mask cannot express; train on it with maskpipe"
+                "the dataset holds preference pairs or labelled answers, which a loss mask cannot express; train on it "
+                "with maskpipe, or export pairs with --to trl-dpo"
             )
         weights = sequence.weights[sequence.loss_mask > 0]
         partial = weights[(weights != 0) & (weights != 1)]

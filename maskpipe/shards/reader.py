@@ -164,23 +164,26 @@ class Dataset:
 
     def documents(self) -> Iterator[Document]:
         """The documents in row order, fragments of cut documents as they are."""
-        for row in self:
-            bounds = row.cu_seqlens.tolist()
-            for k, (start, end) in enumerate(itertools.pairwise(bounds)):
-                weights = row.weights[start:end] if len(row.weight_ranges) else None
-                yield Document(
-                    input_ids=row.input_ids[start:end],
-                    role_ids=row.role_ids[start:end],
-                    part_ids=row.part_ids[start:end],
-                    flags=row.flags[start:end],
-                    message_ids=row.message_ids[start:end],
-                    weights=weights if weights is not None and np.any(weights != 1) else None,
-                    source=int(row.documents["source"][k]),
-                    row=int(row.documents["row"][k]),
-                    turn=int(row.documents["turn"][k]),
-                    verdicts=verdict_map(row.verdicts[k]),
-                    **pair_facts(row.documents[k]),
-                )
+        return itertools.chain.from_iterable(map(self.documents_of, range(len(self))))
+
+    def documents_of(self, index: int) -> Iterator[Document]:
+        """The documents of one row, as `documents` gives them."""
+        row = self[index]
+        for k, (start, end) in enumerate(itertools.pairwise(row.cu_seqlens.tolist())):
+            weights = row.weights[start:end] if len(row.weight_ranges) else None
+            yield Document(
+                input_ids=row.input_ids[start:end],
+                role_ids=row.role_ids[start:end],
+                part_ids=row.part_ids[start:end],
+                flags=row.flags[start:end],
+                message_ids=row.message_ids[start:end],
+                weights=weights if weights is not None and np.any(weights != 1) else None,
+                source=int(row.documents["source"][k]),
+                row=int(row.documents["row"][k]),
+                turn=int(row.documents["turn"][k]),
+                verdicts=verdict_map(row.verdicts[k]),
+                **pair_facts(row.documents[k]),
+            )
 
     def verify(self) -> Verified:
         """Checks every byte and every rule of the format; see verify.verify."""
