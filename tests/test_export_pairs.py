@@ -74,14 +74,7 @@ def test_what_trl_cannot_say_is_refused_and_leaves_nothing(tmp_path: Path) -> No
             with pytest.raises(UsageError, match="preference pairs or labelled answers"):
                 export(out, tmp_path / "new", to)  # type: ignore[arg-type]
     assert export(out, tmp_path / "new", "trl-dpo", options=Options(ignore_weights=True)).reweighted == 2
-    chats = tmp_path / "chats"
-    maskpipe.prepare(
-        [{"messages": [user("q"), assistant("a")]}],
-        chats,
-        tokenizer=TOKENIZER,
-        recipe=Recipe(sequence_length=64),
-        workers=0,
-    )
+    chats = prepare([{"messages": [user("q"), assistant("a")]}], tmp_path / "chats", Recipe(sequence_length=64))
     with pytest.raises(UsageError, match="objective 'sft'"):
         export(chats, tmp_path / "never", "trl-dpo")
     assert not (tmp_path / "never").exists()

@@ -3,10 +3,10 @@
     chosen    p p p h a a stop \\n        prompt_ids    p p p h
     rejected  p p p h b stop \\n          chosen_ids    a a stop          rejected_ids  b stop
 
-TRL gives loss to every token behind the prompt. So a pair is written only where that is what the dataset says: the prompt
-is the same tokens on both sides, and each answer is one stretch of tokens with loss. What follows an answer is left out
-(no token with loss sees it) and counted. Checked with TRL 1.16.0, whose trainer tokenizes every dataset anew unless its
-_prepare_dataset is overridden, as the card shows.
+TRL gives loss to every token behind the prompt. So a pair is written only where that is what the dataset says: the
+prompt is the same tokens on both sides, and each answer is one stretch of tokens with loss. What follows an answer is
+left out (no token with loss sees it) and counted. Checked with TRL 1.16.0, whose trainer tokenizes every dataset anew
+unless its _prepare_dataset is overridden, as the card shows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from maskpipe import card as cards
-from maskpipe.document import Document
+from maskpipe.document import Document, Int32
 from maskpipe.errors import UsageError
 from maskpipe.exports.hf import names as names
 from maskpipe.exports.hf import origin
@@ -65,8 +65,8 @@ def _pairs(dataset: Dataset, first: int, stop: int, counted: Counter[str], optio
                 )
             if document.branch is Branch.REJECTED:
                 shared = document.parent is not None
-                pair = documents[number - 1 - shared : number + 1]
-                yield _columns(pair[:1] if shared else [], *pair[shared:], counted, options)
+                prompt = documents[number - 2 : number - 1] if shared else []
+                yield _columns(prompt, documents[number - 1], document, counted, options)
 
 
 def _columns(
@@ -86,7 +86,7 @@ def _columns(
     return tuple(array.astype(np.int64) for array in (np.concatenate([*head, before]), one, two))
 
 
-def _split(document: Document, counted: Counter[str], options: Options) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _split(document: Document, counted: Counter[str], options: Options) -> tuple[Int32, Int32]:
     """The tokens before the answer, and the answer: one stretch of tokens with loss."""
     places = np.flatnonzero(document.loss_mask)
     start, stop = int(places[0]), int(places[-1]) + 1
