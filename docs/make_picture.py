@@ -60,7 +60,7 @@ def report() -> None:
         )
         file.write_text(found.html(), encoding="utf-8")
         with browser.chromium(Path(folder) / "browser") as page:
-            page.open(file, width=1180, height=1180, hash=place)
+            page.open(file, width=1180, height=1320, hash=place)
             page.run("new Promise(done => { scrollTo(0, 0); setTimeout(done, 300) })")
             data = page.call("Page.captureScreenshot", format="webp", quality=80)["data"]
     Path(__file__).with_name("report.webp").write_bytes(base64.b64decode(data))

@@ -16,7 +16,7 @@ import pytest
 import maskpipe
 from maskpipe import cli, demo_data
 from maskpipe.auditing import page
-from maskpipe.auditing.gallery import Gallery, window
+from maskpipe.auditing.gallery import Gallery, of_dataset, window
 from maskpipe.auditing.page.twin import LONGEST_TEXT, shown, to_script, twin, varints, zigzag
 from maskpipe.auditing.report import Report
 from maskpipe.auditing.shortlist import ROWS, Shortlist
@@ -27,6 +27,7 @@ from maskpipe.policy import Policy
 from maskpipe.roles import Flag, Part, Role
 from tests import browser
 from tests.browser import Page
+from tests.made_datasets import publish_documents
 
 HOSTILE = (
     "</script><script>window.pwned=1</script>",
@@ -207,6 +208,61 @@ def test_batches_are_read_once_and_rows_worth_reading_are_kept() -> None:
     for number, row in found.items():
         assert np.array_equal(row.input_ids, batches[number // 4]["input_ids"][number % 4])
     assert "row 30" in report.html()
+
+
+def test_a_row_that_the_format_does_not_allow_is_shown_all_the_same(
+    dataset: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report.gallery is not None
+    before = report.gallery.specimens(report.findings)[0]
+    monkeypatch.setattr("maskpipe.shards.reader.check", lambda *_, **__: "row 0, token 0: made up")
+    opened = maskpipe.open(dataset)
+    with pytest.raises(maskpipe.DatasetError, match="made up"):
+        opened[3]
+    look = of_dataset(opened).look
+    for row in before:
+        again = look(row.row, row.chosen, report.findings)
+        assert again is not None and again.texts == row.texts and np.array_equal(again.why, row.why)
+
+
+def test_trained_prompts_are_found_and_marked_where_they_are(dataset: Path, tmp_path: Path) -> None:
+    opened = maskpipe.open(dataset)
+    documents = list(opened.documents())
+    victim = next(k for k, document in enumerate(documents) if (document.role_ids == Role.USER).sum() > 5)
+    content = (documents[victim].role_ids == Role.USER) & (documents[victim].part_ids == Part.CONTENT)
+    flags = np.where(content, documents[victim].flags | Flag.LOSS, documents[victim].flags).astype(np.uint8)
+    documents[victim] = replace(documents[victim], flags=flags)
+    size = opened.manifest.vocab_size
+    publish_documents(tmp_path / "bad", documents, sequence_length=512, vocab_size=size)
+    report = maskpipe.audit(tmp_path / "bad")
+    wrong = [finding for finding in report.errors if any(place.start >= 0 for place in finding.places)]
+    assert wrong, [str(finding) for finding in report.findings]
+    assert report.gallery is not None
+    shown_rows, _ = report.gallery.specimens(report.findings)
+    row = next(row for row in shown_rows if any(mark.code == wrong[0].code for mark in row.marks))
+    mark = next(mark for mark in row.marks if mark.code == wrong[0].code)
+    assert row.loss_mask[mark.start : mark.end].all() and (row.role_ids[mark.start : mark.end] == Role.USER).all()
+    html = report.html()
+    assert f'href="#row-{row.row}:{mark.start}"' in html
+    assert "Do not train on this yet" in html
+
+
+def test_the_page_says_what_coverage_counts(dataset: Path) -> None:
+    report = maskpipe.audit(dataset)
+    html, values = report.html(), report.coverage.values
+    for title in (
+        "Trained share of each document", "Trained share of each row", "Tokens by role", "Tokens by message",
+        "Length of documents", "Trained tokens per row", "Documents per row", "Balance over ranks", "Tokens by script",
+        "Tokens by role and part", "How trained turns end", "Most common first and last trained tokens of turns",
+        "Turns by verdict", "Records", "Sources",
+    ):  # fmt: skip
+        assert f">{title}<" in html, title
+    share = values["histograms"]["loss_share_per_document"]
+    assert html.count(" documents</title>") >= np.count_nonzero(share["counts"])
+    for role, cell in values["roles"].items():
+        assert f"<title>{role}: {cell['loss']:,} of {cell['tokens']:,} tokens trained</title>" in html
+    ids = [attributes["id"] for _, attributes in parsed(html).seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
 
 
 def test_the_same_report_gives_the_same_bytes(dataset: Path, report: Report) -> None:

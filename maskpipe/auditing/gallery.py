@@ -14,7 +14,8 @@ from maskpipe.errors import DatasetError, MaskpipeError
 from maskpipe.findings import Finding
 from maskpipe.policy import Policy
 from maskpipe.recipe import Recipe
-from maskpipe.shards.reader import Dataset, ShardReader
+from maskpipe.shards.reader import Dataset, ShardReader, sequence
+from maskpipe.shards.reader import Sequence as Row
 from maskpipe.tokenizer import Tokenizer
 
 TOKENS = 1 << 18
@@ -73,14 +74,14 @@ def of_dataset(dataset: Dataset, shortlist: Shortlist | None = None) -> Gallery:
             return None
         if not tokenizers:
             tokenizers.append(_tokenizer(dataset))
+        number, within = _shard_of(dataset, row)
         try:
-            sequence = dataset[row]
-        except DatasetError:
+            return of_sequence(
+                _read(dataset, row, number, within), row, tokenizer=tokenizers[0], policy=policy,
+                file=manifest.shards[number].name, sources=names, chosen=chosen, findings=findings,
+            )  # fmt: skip
+        except (DatasetError, ValueError, IndexError, OverflowError):  # what does not hold together cannot be drawn
             return None
-        return of_sequence(
-            sequence, row, tokenizer=tokenizers[0], policy=policy, file=_shard_of(dataset, row), sources=names,
-            chosen=chosen, findings=findings,
-        )  # fmt: skip
 
     def choose(findings: Sequence[Finding], limit: int) -> dict[int, tuple[str, ...]]:
         return (shortlist_of(dataset) if shortlist is None else shortlist).rows(findings, limit)
@@ -110,13 +111,27 @@ def shortlist_of(dataset: Dataset) -> Shortlist:
     return out
 
 
-def _shard_of(dataset: Dataset, row: int) -> str:
-    last = 0
-    for shard in dataset.manifest.shards:
-        last += shard.rows
-        if row < last:
-            return shard.name
-    return ""
+def _shard_of(dataset: Dataset, row: int) -> tuple[int, int]:
+    """The shard that holds a row, and the row's place in it."""
+    for number, shard in enumerate(dataset.manifest.shards):
+        if row < shard.rows:
+            return number, row
+        row -= shard.rows
+    raise IndexError(row)
+
+
+def _read(dataset: Dataset, row: int, number: int, within: int) -> Row:
+    """A row, also one that the format does not allow, if its bytes are those that were written."""
+    try:
+        return dataset[row]
+    except DatasetError:
+        with dataset.shard_open(number):
+            reader = ShardReader(dataset.path, dataset.manifest, number)
+            try:
+                batch, place = divmod(within, reader.step)
+                return sequence(reader.raw_batch(batch), place)
+            finally:
+                reader.close()
 
 
 def _tokenizer(dataset: Dataset) -> Tokenizer | None:

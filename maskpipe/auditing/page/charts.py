@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from maskpipe.auditing.page.markup import text
 
-WIDTH, HEIGHT = 420, 168
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 30
+WIDTH, HEIGHT = 420, 176
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 26, 30
 
 
 def figure(title: str, svg: str, note: str = "") -> str:
@@ -40,7 +40,7 @@ def histogram(
     if band is not None:
         x, w = _LEFT + band[0] * width, (band[1] - band[0]) * width
         out.append(f'<rect class="band" x="{_n(x)}" y="{_TOP}" width="{_n(w)}" height="{height}"/>')
-        out.append(f'<text class="soft mid" x="{_n(x + w / 2)}" y="{_TOP + 10}">{text(band_name)}</text>')
+        out.append(f'<text class="soft mid" x="{_n(x + w / 2)}" y="10">{text(band_name)}</text>')
     out += _scale(top, height)
     for k, (n, name) in enumerate(zip(counts, names, strict=True)):
         if n:
@@ -60,9 +60,8 @@ def histogram(
         x = _LEFT + mark * width
         side = "end" if mark > 0.6 else "start"
         shift = -4 if mark > 0.6 else 4
-        y = _TOP + (22 if band is not None else 10)
-        out.append(f'<line class="mark" x1="{_n(x)}" x2="{_n(x)}" y1="{_TOP}" y2="{_TOP + height}"/>')
-        out.append(f'<text class="strong {side}" x="{_n(x + shift)}" y="{y}">{text(mark_name)}</text>')
+        out.append(f'<line class="mark" x1="{_n(x)}" x2="{_n(x)}" y1="{_TOP - 12}" y2="{_TOP + height}"/>')
+        out.append(f'<text class="strong {side}" x="{_n(x + shift)}" y="{_TOP - 4}">{text(mark_name)}</text>')
     total = sum(counts)
     return _svg(out, HEIGHT, f"histogram of {total:,} {what}")
 
