@@ -108,13 +108,13 @@ def _report(
     if not checker.numbers["rows"] and not checker.tally.counts:
         raise UsageError(f"{path or name}: holds no rows")
     read_as = [f"recognised as {reading.shape}", *reading.lines()]
-    coverage = checker.coverage() | {"read_as": read_as, "turns_located_by": habits.why or "the chat template"}
+    coverage = checker.coverage() | {"read_as": read_as, "turns_located_by": checker.locator.why or "the chat template"}
     unlocated = checker.numbers["documents"] - checker.numbers["located"]
-    if habits.joints:
+    if checker.locator.knows_turns:
         text = "{count} documents in which no turn of the template was found: only their structure was checked"
         checker.tally.add("MP321", text, unlocated, [])
     else:
-        text = f"turns were not located ({habits.why}): only the structure of {{count}} documents was checked"
+        text = f"turns were not located ({checker.locator.why}): only the structure of {{count}} documents was checked"
         checker.tally.add("MP321", text, checker.numbers["documents"], [])
     return Report(
         name=name,

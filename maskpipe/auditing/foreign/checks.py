@@ -191,7 +191,7 @@ class Checker:
         injected = stray & ~doubled & ~(cut & assistant) & ~instead
         count, places = rows.where.runs(injected)
         self.tally.add("MP404", "{count} control tokens stand where the template writes none", count, places)
-        at = turns.openings[~self._explained(turns.openings, stray)]
+        at = turns.openings[~self._explained(turns, stray)]
         self.tally.add(
             "MP404", "{count} turns begin inside another one, without what ends it", len(at),
             [rows.where.place(int(start), int(start) + 1) for start in at[:PLACES]],
@@ -214,9 +214,17 @@ class Checker:
                 out[at] = True
         return out
 
-    def _explained(self, openings: Int64, stray: Bool) -> Bool:
-        """Turns that begin right behind a token that is a finding already."""
-        return np.array([bool(stray[max(0, at - 3) : at].any()) for at in openings.tolist()], np.bool_)
+    def _explained(self, turns: Turns, stray: Bool) -> Bool:
+        """Turns that begin right behind a token that is a finding already, or behind content that the template ends
+        with nothing."""
+        return np.array(
+            [
+                bool(stray[max(0, at - 3) : at].any())
+                or not self.locator.ends_with_a_mark(int(turns.roles[at - 1]) if at else -1)
+                for at in turns.openings.tolist()
+            ],
+            np.bool_,
+        )
 
     def _check_forged(self, rows: Rows, turns: Turns) -> None:
         """An assistant turn without loss, at once followed by another, where all other turns of the document are
@@ -311,7 +319,7 @@ class Checker:
         earlier = before & ~last & (inner == size - 1) & complete & (size > 0)
         later = ~first & behind & (inner == size - 1) & complete & (size > 0)
         maybe_later = ~first & ~has_behind & (inner == size - 1) & complete & (size > 1)
-        row = np.searchsorted(rows.offsets, start, "right") - 1
+        row = np.searchsorted(rows.offsets, document_start, "right") - 1
         for direction, sure, also in (("before", earlier, earlier), ("behind", later, later | maybe_later)):
             good = _per_row(sure, row, rows) > 0
             bad = _per_row(touched & ~also, row, rows) > 0
@@ -328,7 +336,9 @@ class Checker:
         with_loss = loss[np.maximum(stops, 0)]
         self.numbers["trained_turns"] += int(np.count_nonzero(trained > 0))
         self.numbers["stops_trained"] += int(np.count_nonzero(has & with_loss))
-        wrong = np.flatnonzero(has & ~with_loss)
+        content = stops - table[:, 1]
+        before = loss[np.maximum(stops - 1, 0)] | (content <= 0) | (turns.marks[np.maximum(stops - 1, 0)] & OPEN > 0)
+        wrong = np.flatnonzero(has & ~with_loss & before)  # else the end of the turn is not trained at all
         if self.about.pad is not None:
             is_pad = has & (rows.ids[np.maximum(stops, 0)] == self.about.pad)
             self._by_value[0] += int(np.count_nonzero(is_pad & ~with_loss))
@@ -347,6 +357,9 @@ class Checker:
         marked = _sum(control, table[:, 1], end)
         missing = size - have
         wrong = np.flatnonzero((have > 0) & (missing > 0) & ((marked == 0) | (missing <= 2)))
+        untrained = content & ~loss
+        sure = [t for t in wrong.tolist() if not marked[t] or self._misses_words(rows, untrained, table[t])]
+        wrong = np.array(sure, np.int64)
         self.tally.add(
             "MP311", "{count} trained turns of which some tokens have no loss", len(wrong),
             [rows.where.place(int(table[t, 1]), int(end[t])) for t in wrong[:PLACES]],
@@ -356,6 +369,13 @@ class Checker:
             "MP311", "{count} turns of which the stop token alone has loss", len(only_stop),
             [rows.where.place(int(table[t, 1]), int(end[t])) for t in only_stop[:PLACES]],
         )  # fmt: skip
+
+    def _misses_words(self, rows: Rows, missing: Bool, turn: Int64) -> bool:
+        """Is one of the missing tokens neither control token nor white space?"""
+        part = slice(int(turn[1]), int(turn[2]))
+        ids = rows.ids[part][missing[part]].tolist()
+        control = set(self._control_ids())
+        return any(id not in control and self.tokenizer.token_bytes(id).strip() for id in ids if id >= 0)
 
     def _control_ids(self) -> list[int]:
         return sorted(self.tokenizer.added_tokens[text] for text in self.tokenizer.control)
@@ -399,12 +419,8 @@ class Checker:
         elif stopped >= FULL and stopped * 100 >= self.numbers["documents"]:
             text = "{count} documents are as long as the longest, and each of them ends with a stop token"
             self.tally.add("MP315", text, stopped, self._stopped.places[longest])
-        ends_itself = any(
-            joint.before == Role.ASSISTANT and joint.after == 253 and any(mark & STOP for mark in joint.marks)
-            for joint in self.locator.habits.joints
-        )
         for length in sorted(self._open.lengths):
-            if length < longest and ends_itself:
+            if length < longest and self.locator.habits.always_stops:
                 text = "{count} trained turns end without a stop token, in documents that are not the longest"
                 self.tally.add("MP303", text, self._open.lengths[length], self._open.places[length])
             else:

@@ -76,6 +76,10 @@ class Habits:
     """Control id → bits 1 << role of contents it stands in."""
     stops: frozenset[int]
     """Ids that end assistant turns."""
+    probes: tuple[tuple[str, Document], ...] = ()
+    """What was learnt from: the shape of each probe, and its document."""
+    always_stops: bool = False
+    """Did every probe that ended with an assistant turn end it with a stop token?"""
 
 
 NOTHING = Habits((), "", None, frozenset(), (), {}, frozenset())
@@ -182,6 +186,8 @@ class _Learner:
         self.control = {self.tokenizer.added_tokens[text] for text in self.tokenizer.control}
         self.bos = bos_id(self.tokenizer)
         self.why = ""
+        self.unclear = False
+        """Does text of the template stand between content and control tokens, so that tokens may hold both?"""
         self.marks = self._marks_of_turns()
 
     def habits(self) -> Habits:
@@ -189,6 +195,7 @@ class _Learner:
         empty: set[Tokens] = set()
         allowed: Counter[int] = Counter()
         counts: set[int] = set()
+        probes: list[tuple[str, Document]] = []
         for kwargs in self._switches():
             for shape in _SHAPES:
                 for tools in self._tools(shape, kwargs):
@@ -198,14 +205,23 @@ class _Learner:
                     if len(read) < 2:
                         continue
                     counts.add(self._leading_bos(documents[0].input_ids))
+                    probes += [(shape, document) for document in documents]
                     found.update(dict.fromkeys(self._joints(documents[0], read[0], documents[1], read[1])))
                     for document, pieces in zip(documents, read, strict=True):
                         empty |= _empty(document)
                         for id, bit in self._allowed(document, pieces):
                             allowed[id] |= bit
-        if not any(joint.after == Role.ASSISTANT for joint in found):
+        if self.unclear or not any(joint.after == Role.ASSISTANT for joint in found):
             reason = self.why or "the chat template refused every probe conversation"
             return Habits((), reason, None, frozenset(), (), {}, frozenset())
+        for text, id in self.tokenizer.added_tokens.items():  # what a template writes about tools depends on the tools
+            if id in self.control - self.marks and text in self.encoder.template.source:
+                allowed[id] |= 1 << Role.SYSTEM
+        always = all(
+            any(mark & STOP for mark in joint.marks)
+            for joint in found
+            if joint.before == Role.ASSISTANT and joint.after == END
+        )
         joints = [
             joint
             for joint in found
@@ -223,6 +239,7 @@ class _Learner:
         return Habits(
             tuple(ordered), "", self.bos if counts - {0} else None, frozenset(counts),
             tuple(sorted(empty, key=lambda ids: (-len(ids), ids))), dict(allowed), frozenset(stops),
+            tuple(probes), always,
         )  # fmt: skip
 
     def _tools(self, shape: str, kwargs: dict[str, Any]) -> list[list[Any] | None]:
@@ -354,7 +371,13 @@ class _Learner:
                 continue
             start = piece.start
             while start < piece.start + common and before != START and int(document.input_ids[start]) not in self.marks:
-                start += 1  # white space that may merge with the content before it
+                if before == Role.ASSISTANT and not document.flags[start] & Flag.SAMPLED:
+                    self.why = self.why or "the template ends assistant turns with text that is no control token"
+                    self.unclear = True
+                start += 1  # text of the content's turn: it may merge with the content
+            if after != END and not self._ends_certainly(ids[:common]):
+                self.why = self.why or "the template begins turns with text that may merge with their content"
+                self.unclear = True
             yield self._joint(document, start, piece.start + common, before, after, pieces[number + 1 :])
         if pieces and pieces[-1].role >= 0:
             yield Joint(pieces[-1].role, END, (), (), (), 0)
@@ -384,6 +407,10 @@ class _Learner:
             marks.append(mark)
         roles = document.role_ids[start:end].tolist()
         return Joint(before, after, tuple(ids), tuple(roles), tuple(marks), self._needed(ids))
+
+    def _ends_certainly(self, ids: Sequence[int]) -> bool:
+        """Does it end with a control token, or with white space of its own behind one and the name of a role?"""
+        return not ids or ids[-1] in self.control or not self.tokenizer.token_bytes(ids[-1]).strip()
 
     def _needed(self, ids: Sequence[int]) -> int:
         """How many ids there are without white space at the end."""

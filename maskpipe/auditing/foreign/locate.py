@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpipe import _core
-from maskpipe.auditing.foreign.habits import START, Habits, bos_id
+from maskpipe.auditing.foreign.habits import ANY, EMPTY, OPEN, SAMPLED, START, STRAY, Habits, bos_id
 from maskpipe.auditing.foreign.raw import Int64
 from maskpipe.auditing.foreign.rows import Ids, Rows
 from maskpipe.roles import Role
@@ -45,8 +45,9 @@ class Locator:
 
     def __init__(self, tokenizer: Tokenizer, habits: Habits, about: Ids) -> None:
         self.habits = habits
-        self.knows_turns = bool(habits.joints)
-        bos = habits.bos if self.knows_turns else bos_id(tokenizer)
+        self.why = habits.why
+        """Why turns are not located, in words; "" where they are."""
+        bos = habits.bos if habits.joints else bos_id(tokenizer)
         self.bos = -1 if bos is None or bos == about.pad else bos
         control = np.zeros(tokenizer.vocab_size, np.uint8)
         allowed = np.zeros(tokenizer.vocab_size, np.uint16)
@@ -76,31 +77,81 @@ class Locator:
             _offsets([len(block) for block in habits.empty]),
         )
         self._starts_anywhere = any(joint.before == START and not joint.ids for joint in joints)
+        self._begins = {joint.ids[:1] for joint in joints if joint.before == ANY}
+        self._out = {joint.before: set[tuple[int, ...]]() for joint in joints}
+        for joint in joints:
+            self._out[joint.before].add(joint.ids[:1])
+        self._odd: set[int] = set()
+        if joints:
+            self._verify()
+
+    @property
+    def knows_turns(self) -> bool:
+        """Are turns located at all?"""
+        return not self.why
+
+    def ends_with_a_mark(self, role: int) -> bool:
+        """Does the template always write something between content of this role and the next turn's beginning?"""
+        return role in self._out and not self._out[role] & self._begins
+
+    def _verify(self) -> None:
+        """Locates the turns of the probes themselves and compares them with what the tracker knows. Control tokens that
+        stand only in probes of which it finds something else are odd: nothing is claimed of documents with them."""
+        good: set[int] = set()
+        bad: set[int] = set()
+        control = self._kinds[0]
+        for shape, document in self.habits.probes:
+            ids = document.input_ids
+            found = self._found(ids, np.zeros(1, np.int64), np.array([len(ids)]))
+            claimed = found.marks & (OPEN | EMPTY) == 0
+            differs = claimed & ((found.marks & SAMPLED > 0) != (document.sampled > 0))
+            right = found.states[0] != NOT_LOCATED and not (differs.any() or (found.marks & STRAY).any())
+            if not right and shape in ("ua", "uaua"):
+                self.why = "turns of plain conversations are not found where the template's own rendering has them"
+                return
+            (good if right else bad).update(ids[control[ids] > 0].tolist())
+        self._odd = bad - good
+
+    def _found(self, ids: npt.NDArray[np.int32], starts: Int64, ends: Int64) -> _core.Located:
+        joints, roles, marks, offsets, before, after, needed = self._joints
+        control, allowed = self._kinds
+        blocks, block_offsets = self._empty
+        return _core.locate_turns(
+            ids, starts, ends, joints, roles, marks, offsets, before, after, needed, control, allowed, self.bos, blocks,
+            block_offsets,
+        )  # fmt: skip
 
     def locate(self, rows: Rows) -> Turns:
         """The turns of these rows."""
         starts, ends = rows.documents
-        ids, roles_of, marks_of, offsets, before, after, needed = self._joints
-        control, allowed = self._kinds
-        blocks, block_offsets = self._empty
-        found = _core.locate_turns(
-            rows.ids, starts, ends, ids, roles_of, marks_of, offsets, before, after, needed, control, allowed, self.bos,
-            blocks, block_offsets,
-        )  # fmt: skip
+        found = self._found(rows.ids, starts, ends)
         turns = found.turns.reshape(-1, 4)
         states = found.states
         roles, marks = found.roles, found.marks
         has_turn = np.zeros(len(states), np.bool_)
         has_turn[turns[:, 0]] = True
         trained = np.concatenate([[0], np.cumsum(rows.loss)])
-        doubtful = ~has_turn & (states != NOT_LOCATED) & (self._starts_anywhere | (trained[ends] > trained[starts]))
+        doubtful = ~has_turn & (self._starts_anywhere | (trained[ends] > trained[starts]))
+        doubtful |= self._hold_odd(rows.ids, starts, ends)
+        doubtful &= states != NOT_LOCATED
         for number in np.flatnonzero(doubtful).tolist():  # something is trained that is no turn of this template
             roles[starts[number] : ends[number]] = Role.UNKNOWN
             marks[starts[number] : ends[number]] = 0
             states[number] = NOT_LOCATED
-        return Turns(
-            starts, ends, roles, marks, states, found.bos, found.from_start, turns, found.openings, found.beginnings
+        from_start = found.from_start * (states != NOT_LOCATED)
+        openings, beginnings = (
+            at[~doubtful[np.searchsorted(starts, at, "right") - 1]] for at in (found.openings, found.beginnings)
         )
+        turns = turns[~doubtful[turns[:, 0]]]
+        return Turns(starts, ends, roles, marks, states, found.bos, from_start, turns, openings, beginnings)
+
+    def _hold_odd(self, ids: npt.NDArray[np.int32], starts: Int64, ends: Int64) -> npt.NDArray[np.bool_]:
+        """[documents] which hold a token of which the probes say nothing certain."""
+        if not self._odd or self.why:
+            return np.full(len(starts), bool(self.why))
+        total = np.concatenate([[0], np.cumsum(np.isin(ids, sorted(self._odd)))])
+        held: npt.NDArray[np.bool_] = total[ends] > total[starts]
+        return held
 
 
 def _offsets(sizes: list[int]) -> Int64:
