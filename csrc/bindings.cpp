@@ -512,7 +512,8 @@ struct PyDelivered {
   maskpipe::Delivered batch;
   maskpipe::ColumnPlaces places;
   py::object keep;  // of the slot
-  std::optional<maskpipe::BatchFacts> facts;
+  std::optional<maskpipe::Segments> segments;
+  std::optional<maskpipe::BatchRuns> runs;
 
   template <typename Value>
   py::object dense(std::int64_t place) const {
@@ -534,20 +535,21 @@ struct PyDelivered {
     if (name == "role_ids") return dense<std::uint8_t>(places.roles);
     if (name == "sources") return to_numpy(owned(std::span<const std::int32_t>(batch.rows.sources)));
     if (name == "rows") return to_numpy(owned(std::span<const std::int64_t>(batch.rows.rows)));
-    if (!facts) {
-      facts = reader->assemble(*batch.job);
-      batch.job = nullptr;
+    if (name.starts_with("run_")) {
+      if (!runs) runs = reader->runs(*batch.job);
+      if (name == "run_ends") return to_numpy(std::move(runs->ends));
+      if (name == "run_roles") return to_numpy(std::move(runs->roles));
+      if (name == "run_parts") return to_numpy(std::move(runs->parts));
+      if (name == "run_loss") return to_numpy(std::move(runs->loss));
+      if (name == "run_weights") return to_numpy(std::move(runs->weights));
+      throw py::key_error(std::string(name));
     }
-    if (name == "cu_seqlens") return to_numpy(std::move(facts->cu_seqlens));
-    if (name == "segment_numbers") return to_numpy(std::move(facts->numbers));
-    if (name == "branches") return to_numpy(std::move(facts->branches));
-    if (name == "pairs") return to_numpy(std::move(facts->pairs));
-    if (name == "parents") return to_numpy(std::move(facts->parents));
-    if (name == "run_ends") return to_numpy(std::move(facts->run_ends));
-    if (name == "run_roles") return to_numpy(std::move(facts->run_roles));
-    if (name == "run_parts") return to_numpy(std::move(facts->run_parts));
-    if (name == "run_loss") return to_numpy(std::move(facts->run_loss));
-    if (name == "run_weights") return to_numpy(std::move(facts->run_weights));
+    if (!segments) segments = reader->segments(*batch.job);
+    if (name == "cu_seqlens") return to_numpy(std::move(segments->cu_seqlens));
+    if (name == "segment_numbers") return to_numpy(std::move(segments->numbers));
+    if (name == "branches") return to_numpy(std::move(segments->branches));
+    if (name == "pairs") return to_numpy(std::move(segments->pairs));
+    if (name == "parents") return to_numpy(std::move(segments->parents));
     throw py::key_error(std::string(name));
   }
 };
@@ -728,8 +730,8 @@ void bind_reader(py::module_& m) {
             auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
             if (!batch) return nullptr;
             py::capsule keep = keeper(maskpipe::Slot(batch->slot));
-            return std::unique_ptr<PyDelivered>(
-                new PyDelivered{self.stream.reader(), std::move(*batch), self.places, std::move(keep), std::nullopt});
+            return std::unique_ptr<PyDelivered>(new PyDelivered{self.stream.reader(), std::move(*batch), self.places,
+                                                                std::move(keep), std::nullopt, std::nullopt});
           },
           "depth"_a);
 }

@@ -86,23 +86,53 @@ Permutation::Permutation(const Key& key, std::uint64_t size) : key_(key), size_(
   rounds_ = rounds_for(bits);  // even: the halves swap widths every round and must come back
 }
 
-std::uint64_t Permutation::operator()(std::uint64_t index) const {
+inline std::uint64_t Permutation::once(std::uint64_t x) const {
   const auto [a, b, c, d] = key_;
+  std::uint64_t left = x >> low_, right = x & mask(low_);
+  left ^= round_word(right, a, high_);
+  right ^= round_word(left, b, low_);
+  left ^= round_word(right, c, high_);
+  right ^= round_word(left, d, low_);
+  for (int round = 4; round < rounds_; round += 2) {
+    const auto k = static_cast<std::uint64_t>(round);
+    left ^= round_word(right, key_[k & 3] + (k >> 2), high_);
+    right ^= round_word(left, key_[(k + 1) & 3] + (k >> 2), low_);
+  }
+  return left << low_ | right;
+}
+
+std::uint64_t Permutation::operator()(std::uint64_t index) const {
   std::uint64_t x = index;
   do {
-    std::uint64_t left = x >> low_, right = x & mask(low_);
-    left ^= round_word(right, a, high_);
-    right ^= round_word(left, b, low_);
-    left ^= round_word(right, c, high_);
-    right ^= round_word(left, d, low_);
-    for (int round = 4; round < rounds_; round += 2) {
-      const auto k = static_cast<std::uint64_t>(round);
-      left ^= round_word(right, key_[k & 3] + (k >> 2), high_);
-      right ^= round_word(left, key_[(k + 1) & 3] + (k >> 2), low_);
-    }
-    x = left << low_ | right;
+    x = once(x);
   } while (x >= size_);
   return x;
+}
+
+void Permutation::stretch(std::uint64_t first, std::span<std::int64_t> out) const {
+  constexpr std::size_t at_once = 256;
+  std::uint64_t values[at_once];
+  std::uint16_t outside[at_once];  // places of values that walk on
+  for (std::size_t begin = 0; begin < out.size(); begin += at_once) {
+    const std::size_t n = std::min(at_once, out.size() - begin);
+    std::size_t left = 0;
+    for (std::size_t k = 0; k < n; ++k) {
+      values[k] = once(first + begin + k);
+      outside[left] = static_cast<std::uint16_t>(k);
+      left += values[k] >= size_;
+    }
+    while (left > 0) {
+      std::size_t still = 0;
+      for (std::size_t k = 0; k < left; ++k) {
+        const std::uint16_t at = outside[k];
+        values[at] = once(values[at]);
+        outside[still] = at;
+        still += values[at] >= size_;
+      }
+      left = still;
+    }
+    for (std::size_t k = 0; k < n; ++k) out[begin + k] = static_cast<std::int64_t>(values[k]);
+  }
 }
 
 std::uint64_t Permutation::inverse(std::uint64_t value) const {
@@ -161,7 +191,16 @@ std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<
         out[k] = static_cast<std::int64_t>(order(static_cast<std::uint64_t>(counts[k] - first)));
       } while (++k < counts.size() && static_cast<std::size_t>(sources[k]) == source && inside(first));
     };
-    if (shape.shuffle) {
+    const auto* whole = std::get_if<Permutation>(&epoch->order);
+    if (shape.shuffle && whole != nullptr) {
+      // Counts that follow each other, as they do in a source.
+      const std::size_t from = k;
+      do {
+        ++k;
+      } while (k < counts.size() && static_cast<std::size_t>(sources[k]) == source && counts[k] == counts[k - 1] + 1 &&
+               inside(first));
+      whole->stretch(static_cast<std::uint64_t>(counts[from] - first), std::span(out).subspan(from, k - from));
+    } else if (shape.shuffle) {
       std::visit(stretch, epoch->order);
     } else {
       stretch([](std::uint64_t index) { return index; });

@@ -247,8 +247,10 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
   const auto s = static_cast<std::size_t>(source);
   const std::vector<std::int64_t>& ends = ends_[s];
   const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row) - ends.begin());
+  const auto place = [&](Shard* shard) { return Found{shard, row - (ends[number] - shard->rows())}; };
+  if (Shard* known = shards_[s][number].known.load(std::memory_order_acquire)) return place(known);
   const std::lock_guard lock(open_mutex_);
-  std::unique_ptr<Shard>& made = shards_[s][number];
+  std::unique_ptr<Shard>& made = shards_[s][number].made;
   if (made == nullptr) {
     const SourceShards& from = sources_[s];
     made.reset(new Shard{from,
@@ -261,8 +263,9 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
                          {}});
     made->blocks.resize(made->n_blocks());
     made->kept.resize(made->n_blocks());
+    shards_[s][number].known.store(made.get(), std::memory_order_release);
   }
-  return {made.get(), row - (ends[number] - made->rows())};
+  return place(made.get());
 }
 
 // What goes wrong while `call` reads the row of a place, said as an error of that row.
@@ -289,7 +292,7 @@ void Reader::open(Shard& shard, Scratch& scratch) {
 
 void Reader::close_file(std::size_t source, std::size_t number) {
   const std::lock_guard lock(open_mutex_);
-  const std::unique_ptr<Shard>& shard = shards_.at(source).at(number);
+  const std::unique_ptr<Shard>& shard = shards_.at(source).at(number).made;
   if (shard == nullptr) return;
   shard->file.close();
   std::erase(opened_, shard.get());
@@ -347,28 +350,20 @@ void Reader::read_places(Shard& shard, Scratch& scratch) {
   shard.places = std::move(places);
 }
 
-BatchFacts Reader::assemble(const Job& job) const {
-  BatchFacts out;
+Segments Reader::segments(const Job& job) const {
+  Segments out;
   const auto length = static_cast<std::int32_t>(options_.sequence_length);
-  std::size_t segments = 0, runs = 0;
-  for (std::size_t k = 0; k < job.rows_.rows.size(); ++k) {
-    const Block& block = *job.blocks_[k];
-    const auto r = static_cast<std::size_t>(job.places_[k]);
-    segments += static_cast<std::size_t>(block.document_offsets[r + 1] - block.document_offsets[r]) + 1;
-    runs += static_cast<std::size_t>(block.run_offsets[r + 1] - block.run_offsets[r]);
+  std::size_t count = 0;
+  for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
+    count += job.blocks_[k]->row(static_cast<std::size_t>(job.places_[k])).document_ends.size() + 1;
   }
-  out.cu_seqlens.reserve(segments + 1);
-  out.numbers.reserve(segments);
-  out.branches.reserve(segments);
-  out.pairs.reserve(segments);
-  out.parents.reserve(segments);
-  out.run_ends.reserve(runs);
-  out.run_roles.reserve(runs);
-  out.run_parts.reserve(runs);
-  out.run_loss.reserve(runs);
-  out.run_weights.reserve(runs);
+  out.cu_seqlens.reserve(count + 1);
+  out.numbers.reserve(count);
+  out.branches.reserve(count);
+  out.pairs.reserve(count);
+  out.parents.reserve(count);
   out.cu_seqlens.push_back(0);
-  for (std::size_t k = 0; k < job.rows_.rows.size(); ++k) {
+  for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
     const Block& block = *job.blocks_[k];
     const auto r = static_cast<std::size_t>(job.places_[k]);
     const std::int32_t base = static_cast<std::int32_t>(k) * length;
@@ -387,14 +382,29 @@ BatchFacts Reader::assemble(const Job& job) const {
               block.parents.empty() ? 0 : block.parents[d]);
     }
     if (out.cu_seqlens.back() < base + length) segment(length, 0, 0, -1, 0);
-    for (auto q = static_cast<std::size_t>(block.run_offsets[r]);
-         q < static_cast<std::size_t>(block.run_offsets[r + 1]); ++q) {
-      const Run& run = block.runs[q];
-      out.run_ends.push_back(base + run.end);
-      out.run_roles.push_back(run.role);
-      out.run_parts.push_back(run.part);
-      out.run_loss.push_back(run.loss);
-      out.run_weights.push_back(run.weight);
+  }
+  return out;
+}
+
+BatchRuns Reader::runs(const Job& job) const {
+  BatchRuns out;
+  std::size_t count = 0;
+  for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
+    count += job.blocks_[k]->row(static_cast<std::size_t>(job.places_[k])).runs.size();
+  }
+  out.ends.reserve(count);
+  out.roles.reserve(count);
+  out.parts.reserve(count);
+  out.loss.reserve(count);
+  out.weights.reserve(count);
+  for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
+    const std::int32_t base = static_cast<std::int32_t>(static_cast<std::int64_t>(k) * options_.sequence_length);
+    for (const Run& run : job.blocks_[k]->row(static_cast<std::size_t>(job.places_[k])).runs) {
+      out.ends.push_back(base + run.end);
+      out.roles.push_back(run.role);
+      out.parts.push_back(run.part);
+      out.loss.push_back(run.loss);
+      out.weights.push_back(run.weight);
     }
   }
   return out;

@@ -48,15 +48,17 @@ struct ReaderOptions {
 using BatchOut = RowOut;
 
 // What has no fixed size, over all rows of a batch as one line of rows * sequence_length tokens.
-struct BatchFacts {
+struct Segments {
   std::vector<std::int32_t> cu_seqlens;  // [segments + 1]: a padding tail is a segment of its own
   std::vector<std::int32_t> numbers;     // [segments] of the document in its row from 1; 0 for padding
   std::vector<std::uint8_t> branches;    // [segments] format.Branch
   std::vector<std::int64_t> pairs;       // [segments] -1 for none
   std::vector<std::int32_t> parents;     // [segments] places back to the prompt that it continues, 0 for none
-  std::vector<std::int32_t> run_ends;    // [runs]
-  std::vector<std::uint8_t> run_roles, run_parts, run_loss;  // [runs]
-  std::vector<float> run_weights;                            // [runs]
+};
+struct BatchRuns {
+  std::vector<std::int32_t> ends;                // [runs]
+  std::vector<std::uint8_t> roles, parts, loss;  // [runs]
+  std::vector<float> weights;                    // [runs]
 };
 
 class Reader;
@@ -110,7 +112,8 @@ class Reader {
   void wait(Job& job);
 
   // The facts of a batch that was waited for.
-  BatchFacts assemble(const Job& job) const;
+  Segments segments(const Job& job) const;
+  BatchRuns runs(const Job& job) const;
 
   // Returns when no thread works on it any more.
   void cancel(Job& job);
@@ -132,6 +135,10 @@ class Reader {
   struct Found {
     Shard* shard;
     std::int64_t row;  // of the shard
+  };
+  struct Lazy {
+    std::unique_ptr<Shard> made;         // open_mutex_
+    std::atomic<Shard*> known{nullptr};  // the same, once it is whole
   };
   struct Cached {
     Shard* shard;
@@ -155,7 +162,7 @@ class Reader {
   Decision decision_;
   std::vector<SourceShards> sources_;
   std::vector<std::vector<std::int64_t>> ends_;  // per source, rows up to and with each shard
-  std::vector<std::vector<std::unique_ptr<Shard>>> shards_;
+  std::vector<std::vector<Lazy>> shards_;
   std::shared_ptr<const Block> padding_;
 
   std::mutex cache_mutex_;  // of cached_, cached_bytes_ and Shard::kept

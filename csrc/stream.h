@@ -76,7 +76,7 @@ struct Delivered {
   Place after;
   RowTotals own;                   // of this batch
   std::optional<RowTotals> whole;  // of its global batch, on all ranks; the same number everywhere
-  std::shared_ptr<const Job> job;  // for Reader::assemble
+  std::shared_ptr<const Job> job;  // for Reader::segments and runs
 };
 
 class Stream {

@@ -82,7 +82,9 @@ def test_a_flipped_bit_is_raised_before_the_batch(out: Path, expected: list[list
         bit = draw.randrange(shard.size * 8)
         where = f"{shard.name}: region {bit // 8 // REGION_SIZE} (bytes "
         running = trial % 2 == 1
-        stream = loader(out, io=io, threads=trial % 3, prefetch=2, cache_bytes=0)
+        # Without a cache facts are read again for each row, so flips in them are found too; slow, so not always.
+        cache = 0 if trial % 8 < 2 else 256 << 20
+        stream = loader(out, io=io, threads=trial % 3, prefetch=2, cache_bytes=cache)
         read = draw.randrange(1, 30) if running else 0
         for number in range(read):
             assert torch.equal(next(stream).input_ids, expected[number][0])
