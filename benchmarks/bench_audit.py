@@ -2,7 +2,8 @@
 
     python benchmarks/bench_audit.py [--tokens 400000] [--shards 10000] [--json]
 
-Chats of the demo, packed into rows of 8,192 tokens. CPU seconds of this process, the best of three:
+Made chats of five turns, packed into rows of 8,192 tokens; how many tokens a document and a run have is printed.
+CPU seconds of this process, the best of several runs:
   checks     _core.Audit over rows in memory, copies of facts included: every invariant over every token
   one pass   maskpipe.audit: hashes (xxh3, SHA-256), Arrow, checks, ledger, fingerprint, coverage
   coverage   a manifest of this many shards, read and summed up; no shard is touched
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -49,20 +51,32 @@ def best(call: Callable[[], Any], repeats: int = 3) -> float:
     return min(times)
 
 
+def texts(record: dict[str, Any]) -> list[str]:
+    """What its messages say."""
+    return [m["content"] for m in record.get("messages", []) if isinstance(m.get("content"), str)]
+
+
 def prepared(directory: Path, tokens: int) -> Path:
     """A dataset of about so many tokens."""
-    lines = demo_data.chats().read_text().splitlines(keepends=True)
+    words = " ".join(text for record in map(json.loads, demo_data.chats().open()) for text in texts(record)).split()
+    random = Random(1)
+
+    def said(role: str, most: int) -> dict[str, str]:
+        first = random.randrange(len(words) - most)
+        return {"role": role, "content": " ".join(words[first : first + random.randint(most // 4, most)])}
+
     path = directory / "chats.jsonl"
     with path.open("w") as file:
-        for _ in range(max(1, tokens // 13_440)):
-            file.writelines(lines)
+        for _ in range(max(1, tokens // 1_600)):
+            turns = [said(role, most) for _ in range(5) for role, most in (("user", 100), ("assistant", 250))]
+            file.write(json.dumps({"messages": turns}) + "\n")
     recipe = Recipe(sequence_length=LENGTH)
     maskpipe.prepare(path, directory / "out", tokenizer=demo_data.tokenizer(), recipe=recipe, workers=0)
     return directory / "out"
 
 
-def checks(out: Path) -> tuple[float, float]:
-    """(CPU seconds, GB of input_ids)."""
+def checks(out: Path) -> tuple[float, float, dict[str, int]]:
+    """(CPU seconds, GB of input_ids, their shape)."""
     dataset = maskpipe.open(out)
     manifest = dataset.manifest
     recipe = Recipe.from_dict(dict(manifest.recipe))
@@ -80,7 +94,12 @@ def checks(out: Path) -> tuple[float, float]:
             audit.add(**core_arguments(rows), first_row=first)
             first += len(rows)
 
-    return best(run), sum(rows.input_ids.nbytes for rows in batches) / 1e9
+    tokens = sum(rows.input_ids.size for rows in batches)
+    shape = {
+        "tokens_per_document": round(tokens / sum(len(rows.documents) for rows in batches)),
+        "tokens_per_run": round(tokens / sum(len(rows.runs) for rows in batches)),
+    }
+    return best(run, 5), tokens * 4 / 1e9, shape
 
 
 def coverage(out: Path, shards: int) -> float:
@@ -102,13 +121,14 @@ def coverage(out: Path, shards: int) -> float:
 def measure(tokens: int, shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         out = prepared(Path(directory), tokens)
-        seconds, size = checks(out)
+        seconds, size, shape = checks(out)
         whole = best(lambda: maskpipe.audit(out), 1)
         return {
             "machine": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "numpy": np.__version__,
             "input_ids_gb": round(size, 4),
+            **shape,
             "checks_gb_per_second": round(size / seconds, 3),
             "one_pass_gb_per_second": round(size / whole, 3),
             "coverage_shards": shards,

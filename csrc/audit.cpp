@@ -60,6 +60,15 @@ class RowAudit {
   RowAudit(Audit& audit, const AuditView& view, std::int64_t first_row, AuditedRows& out)
       : audit_(audit), rules_(audit.rules_), view_(view), runs_(view.rows.runs), first_row_(first_row), out_(out) {}
 
+  // After the last row.
+  void finish() {
+    for (std::size_t script = 0; script < audit_.scripts_.size(); ++script) {
+      const auto of = [&](std::size_t loss) { return scripts_[loss][0][script] + scripts_[loss][1][script]; };
+      audit_.scripts_[script].tokens += of(0) + of(1);
+      audit_.scripts_[script].loss += of(1);
+    }
+  }
+
   void row(std::size_t r) {
     row_ = first_row_ + static_cast<std::int64_t>(r);
     document_ = -1;
@@ -104,8 +113,9 @@ class RowAudit {
   std::size_t weight_ = 0, last_weight_ = 0;
   bool weights_fit_ = true;
   std::vector<Turn> turns_;
-  std::vector<std::pair<std::int32_t, std::int32_t>> zero_;  // ranges of weight 0 in the document
-  std::vector<std::int32_t> open_;                           // [pairs] opened and not closed
+  std::vector<std::pair<std::int32_t, std::int32_t>> zero_;                // ranges of weight 0 in the document
+  std::array<std::array<std::array<std::int64_t, 256>, 2>, 2> scripts_{};  // [loss][two of each]
+  std::vector<std::int32_t> open_;                                         // [pairs] opened and not closed
 
   void found(Defect defect, std::int32_t start, std::int32_t end, std::int64_t count = 1) {
     const auto which = static_cast<std::size_t>(defect);
@@ -497,25 +507,17 @@ class RowAudit {
     for (std::size_t run = first; run < last; at = runs_.ends[run], ++run) {
       const std::int32_t stop = runs_.ends[run];
       std::uint16_t any = 0;
-      std::array<std::int64_t, 256> scripts;
-      const bool many = stop - at > 64;
-      if (many) scripts.fill(0);
-      for (std::int32_t k = at; k < stop; ++k) {
-        const std::uint16_t what = known(k);
-        any |= what;
-        if (many) {
-          ++scripts[what >> 8];
-        } else {
-          Tally& script = audit_.scripts_[what >> 8];
-          ++script.tokens;
-          script.loss += has(run, flag::loss);
-        }
+      auto& scripts = scripts_[has(run, flag::loss)];
+      std::int32_t k = at;
+      for (; k + 1 < stop; k += 2) {  // two tables: neighbours mostly are of one script, and would wait for each other
+        const std::uint16_t one = known(k), two = known(k + 1);
+        any |= one | two;
+        ++scripts[0][one >> 8];
+        ++scripts[1][two >> 8];
       }
-      if (many) {
-        for (std::size_t s = 0; s < scripts.size(); ++s) {
-          audit_.scripts_[s].tokens += scripts[s];
-          if (has(run, flag::loss)) audit_.scripts_[s].loss += scripts[s];
-        }
+      if (k < stop) {
+        any |= known(k);
+        ++scripts[0][known(k) >> 8];
       }
       if (any & id_class::unknown)
         each(at, stop, Defect::unknown_token, [&](std::int32_t k) { return (known(k) & id_class::unknown) != 0; });
@@ -630,6 +632,7 @@ AuditedRows Audit::add(const AuditView& view, std::int64_t first_row) {
   AuditedRows out;
   RowAudit audit(*this, view, first_row, out);
   for (std::size_t row = 0; row < view.rows.n_loss.size(); ++row) audit.row(row);
+  audit.finish();
   return out;
 }
 
