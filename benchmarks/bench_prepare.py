@@ -151,7 +151,8 @@ def turns(options: argparse.Namespace) -> dict[str, Any]:
 
         return run
 
-    engine.trace, engine.plain_of = timed(engine.trace), timed(engine.plain_of)  # type: ignore[method-assign]
+    for name in ("trace", "plain_of", "core"):
+        setattr(engine, name, timed(getattr(engine, name)))
     words = "The answer to the question is not hard to find when one looks at it from the other side. " * 4
 
     def cost(count: int) -> float:

@@ -1,6 +1,7 @@
 #include "usual.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "facts.h"
 
@@ -12,6 +13,11 @@ std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value)
 std::u32string_view between(const Shown& shown, std::int64_t start, std::int64_t stop) {
   if (stop <= start) return {};
   return std::u32string_view(shown.rendering.text).substr(to_size(start), to_size(stop - start));
+}
+
+// Many times as fast as starts_with, which compares character by character.
+bool begins_with(std::u32string_view text, std::u32string_view start) {
+  return text.size() >= start.size() && std::memcmp(text.data(), start.data(), start.size() * sizeof(char32_t)) == 0;
 }
 
 bool has_other_data(const Shown& shown, std::int64_t start, std::int64_t stop, std::int64_t index) {
@@ -122,7 +128,7 @@ bool shows_all(const Shown& shown) {
 std::optional<UsualTurn> usual_turn(const Shown& whole, const Shown& alone, std::u32string_view prompt,
                                     std::int64_t index, const TurnHabits& habits) {
   const std::u32string_view text = whole.rendering.text, last = alone.rendering.text;
-  if (!text.starts_with(prompt) || !last.starts_with(prompt)) return {};
+  if (!begins_with(text, prompt) || (&whole != &alone && !begins_with(last, prompt))) return {};
   const auto [first_own, last_own] = alone.own[to_size(index)];
   if (first_own < 0) return {};
   const std::int64_t start = static_cast<std::int64_t>(prompt.size());
