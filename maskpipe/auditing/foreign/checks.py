@@ -237,7 +237,8 @@ class Checker:
         seen = np.concatenate([[0], np.cumsum(user & (turns.marks & JOINT == 0))])
         same = table[1:, 0] == table[:-1, 0]
         no_user = seen[table[1:, 1]] == seen[table[:-1, 2]]
-        candidates = np.flatnonzero(same & no_user & (trained[:-1] == 0) & (trained[1:] > 0))
+        plain = _sum(np.isin(rows.ids, self._control_ids()), table[:, 1], np.maximum(table[:, 2] - 1, table[:, 1])) == 0
+        candidates = np.flatnonzero(same & no_user & plain[:-1] & (trained[:-1] == 0) & (trained[1:] > 0))
         for number in candidates.tolist():
             of_document = table[:, 0] == table[number, 0]
             if np.count_nonzero(trained[of_document] == 0) == 1 and not self._between(turns, table, number):
@@ -358,7 +359,7 @@ class Checker:
         missing = size - have
         wrong = np.flatnonzero((have > 0) & (missing > 0) & ((marked == 0) | (missing <= 2)))
         untrained = content & ~loss
-        sure = [t for t in wrong.tolist() if not marked[t] or self._misses_words(rows, untrained, table[t])]
+        sure = [t for t in wrong.tolist() if missing[t] > 2 or self._misses_words(rows, untrained, table[t])]
         wrong = np.array(sure, np.int64)
         self.tally.add(
             "MP311", "{count} trained turns of which some tokens have no loss", len(wrong),
