@@ -18,13 +18,14 @@ from maskpipe import cli, demo_data
 from maskpipe.auditing import page
 from maskpipe.auditing.gallery import Gallery, of_dataset, window
 from maskpipe.auditing.page.twin import LONGEST_TEXT, shown, to_script, twin, varints, zigzag
-from maskpipe.auditing.report import Report
+from maskpipe.auditing.report import Met, Report
 from maskpipe.auditing.shortlist import ROWS, Shortlist
 from maskpipe.auditing.specimens import Bounds, Specimen, of_arrays, texts
 from maskpipe.explain import WORDS, Why, reasons
 from maskpipe.findings import Finding, Place
 from maskpipe.policy import Policy
 from maskpipe.roles import Flag, Part, Role
+from maskpipe.rules import RULES
 from tests import browser
 from tests.browser import Page
 from tests.made_datasets import publish_documents
@@ -245,6 +246,21 @@ def test_trained_prompts_are_found_and_marked_where_they_are(dataset: Path, tmp_
     html = report.html()
     assert f'href="#row-{row.row}:{mark.start}"' in html
     assert "Do not train on this yet" in html
+
+
+def test_the_sentence_never_promises_more_than_was_checked(report: Report) -> None:
+    def said(*findings: Finding, **other: object) -> str:
+        made = replace(report, findings=findings, gallery=None, **other)  # type: ignore[arg-type]
+        return made.html().split("<header")[1].split("</header>")[0]
+
+    assert "Every check passed" in said()
+    assert "not all could be checked (MP515)" in said(Finding("MP515", "no tokenizer"))
+    assert "Every check passed" not in said(Finding("MP515", "no tokenizer"))
+    assert "Counted, not checked" in said(checked=False)
+    assert "Do not train on this yet" in said(Finding("MP301", "x", 2))
+    warning = next(code for code, rule in RULES.items() if rule.level == "warning")
+    assert "Look before you train" in said(Finding(warning, "x"))
+    assert "Not what was required" in said(requirements=(Met("loss_share>=0.9", 0.4, False),))
 
 
 def test_the_page_says_what_coverage_counts(dataset: Path) -> None:

@@ -21,6 +21,8 @@ USUAL = (0.3, 0.7)
 """The share of tokens with loss that is said to be typical of SFT; measured ones go from 12 to 96 %."""
 _BADGES = {"error": "✕", "warning": "!", "clean": "✓", "unchecked": "?"}
 _HERE = Path(__file__).parent
+_NOT_CHECKED = ("MP321", "MP515")
+"""Codes that say what could not be looked at."""
 _PLACES = 40
 """Places of a finding that are listed."""
 
@@ -43,8 +45,11 @@ def verdict(report: Report) -> tuple[str, str, str]:
         return "warning", f"Look before you train: {names}.", tail
     if not report.checked:
         return "unchecked", "Counted, not checked: this is what the manifest says.", tail
-    checked = "every check passed" if report.kind == "maskpipe" else "nothing wrong was found"
-    return "clean", f"{checked[0].upper()}{checked[1:]}: {_loss_sentence(report)}.", _after_clean(report, tail)
+    open_codes = [finding.code for finding in notes if finding.code in _NOT_CHECKED]
+    passed = "Every check passed" if report.kind == "maskpipe" else "Nothing wrong was found"
+    if open_codes:
+        passed = f"Nothing wrong was found, but not all could be checked ({', '.join(dict.fromkeys(open_codes))})"
+    return "clean", f"{passed}: {_loss_sentence(report)}.", _after_clean(report, bool(open_codes))
 
 
 def _names(findings: Sequence[Finding]) -> str:
@@ -65,9 +70,10 @@ def _share_words(report: Report) -> str:
     return f"{_loss_sentence(report)[:1].upper()}{_loss_sentence(report)[1:]}."
 
 
-def _after_clean(report: Report, tail: str) -> str:
+def _after_clean(report: Report, partly: bool) -> str:
     notes = len(report.of_level("note"))
     what = "every token of every row, file and count" if report.kind == "maskpipe" else "every row that was read"
+    what = f"{what}, but for what the notes say" if partly else what
     proof = "" if report.proof is None else f" Against the source: {report.proof}."
     return f"Checked: {what}.{proof}" + (f" {count(notes, 'note')} below." if notes else "")
 
