@@ -141,7 +141,12 @@ _PROBES: tuple[dict[str, Any], ...] = (
 def _habits(known: Known, tokenizer: Tokenizer, recipe: Recipe) -> None:
     """Headers, stops and BOS, from what conversations become."""
     plain = recipe.replace(
-        columns={}, roles={}, on_content_lost="count", sequence_length=1 << 20, tokenizer_backend="tokenizers"
+        columns={},
+        roles={},
+        on_content_lost="count",
+        sequence_length=1 << 20,
+        tokenizer_backend="tokenizers",
+        objective="sft" if recipe.objective == "preference" else recipe.objective,
     )
     try:
         encoder = Encoder(tokenizer, plain)

@@ -469,6 +469,32 @@ def test_the_same_rows_written_anew_are_clean(clean: Path, tmp_path: Path) -> No
         assert report.exit_code() == 0
 
 
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_clean_pairs_are_clean_and_half_a_pair_is_found(layout: str, tmp_path: Path) -> None:
+    def said(role: str, text: str) -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    pairs = [
+        {
+            "prompt": [said("user", f"question {k}")],
+            "chosen": [said("assistant", f"good {k}")],
+            "rejected": [said("assistant", f"less so {k}")],
+        }
+        for k in range(12)
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    recipe = maskpipe.Recipe(objective="preference", sequence_length=128, pair_layout=layout)  # type: ignore[arg-type]
+    maskpipe.prepare(source, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
+    assert codes(tmp_path / "out") == set()
+    rows = forge.read(tmp_path / "out")
+    chosen, rejected = (int(np.flatnonzero(rows[0].documents["branch"] == branch)[0]) for branch in (2, 3))
+    rows[0].documents["branch"][rejected] = 2
+    forge.write(tmp_path / "out", tmp_path / "incomplete", rows)
+    assert "MP217" in codes(tmp_path / "incomplete")
+    assert chosen != rejected
+
+
 # -- defects of files
 
 
