@@ -425,18 +425,39 @@ def test_plain_text_is_proved(tmp_path: Path, recipe: dict[str, Any]) -> None:
     assert proof.tokens == dataset.manifest.totals.n_tokens > 0
 
 
-def test_answers_with_a_label_are_proved_and_pairs_are_said(tmp_path: Path) -> None:
-    prompt = [*chat("a", "b", "c")["messages"]]
-    labelled = [{"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}], "label": True}]
-    source = written(tmp_path, labelled, "labelled.jsonl")
-    dataset = prepared(tmp_path, source, "labelled", objective="preference")
+def test_answers_with_a_label_are_proved(tmp_path: Path) -> None:
+    labelled = [{"prompt": chat("a", "b", "c")["messages"], "completion": [answer("d")], "label": True}]
+    source = written(tmp_path, labelled)
+    dataset = prepared(tmp_path, source, objective="preference")
     proof = prove(dataset, source)
     assert codes(proof) == set() and not proof.cannot and proof.tokens == dataset.manifest.totals.n_tokens > 0
-    pairs = [{"prompt": "p", "chosen": "one", "rejected": "two"}]
-    source = written(tmp_path, pairs, "pairs.jsonl")
-    dataset = prepared(tmp_path, source, "pairs", objective="preference")
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+PAIRS = [
+    {"prompt": "p", "chosen": "one", "rejected": "two"},
+    {"prompt": chat("a", "b", "c")["messages"], "chosen": [answer("d e f")], "rejected": [answer("g")]},
+]
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_preference_pairs_are_proved_and_what_is_changed_in_them_is_found(tmp_path: Path, layout: str) -> None:
+    source = written(tmp_path, PAIRS)
+    dataset = prepared(tmp_path, source, objective="preference", pair_layout=layout)
     proof = prove(dataset, source)
-    assert codes(proof) == set() and proof.cannot == {"preference pairs": dataset.manifest.totals.documents}
+    assert codes(proof) == set() and not proof.cannot
+    assert proof.tokens == dataset.manifest.totals.n_tokens > 0
+    assert proof.documents == dataset.manifest.totals.documents
+    other = [PAIRS[0], {**PAIRS[1], "chosen": [answer("d f f")]}]
+    folder = tmp_path / "other"
+    folder.mkdir()
+    changed = prepared(folder, written(folder, other), objective="preference", pair_layout=layout)
+    claims = replace(changed.manifest, sources=dataset.manifest.sources)
+    found = prove(Dataset(changed.path, claims), source)
+    assert codes(found) & {"MP602", "MP604"} and found.differ >= 1
 
 
 def test_what_cannot_be_proved_is_counted_with_its_reason(tmp_path: Path) -> None:

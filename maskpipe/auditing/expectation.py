@@ -53,11 +53,31 @@ class Expected:
     """Number of the conversation in the record."""
     base: int
     """What is added to message numbers, since a record numbers the messages of all its conversations."""
+    prompt: int = -1
+    """Of the rejected side of a pair: how many messages its prompt has, which are numbered as in the chosen side; `base`
+    is added to the others. -1 elsewhere."""
     split: bool = False
     """Plain text that is cut into several documents where it is too long."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def local(self, message: int) -> int:
+        """The number in its own conversation of a message of the record."""
+        return message if message < 0 or 0 <= message < self.prompt else message - self.base
+
+    def rejected(self, prompt: int, chosen: int) -> Expected:
+        """The same as the rejected side of a pair whose chosen side has so many messages."""
+        base = chosen - prompt
+
+        def number(message: int) -> int:
+            return message + base if message >= prompt else message
+
+        return replace(
+            self, messages=np.where(self.messages >= prompt, self.messages + base, self.messages).astype(np.int32),
+            turn=number(self.turn) if self.turn >= 0 else -1, base=base, prompt=prompt,
+            verdicts={number(message): verdict for message, verdict in self.verdicts.items()},
+        )  # fmt: skip
 
     def cut(self, start: int, stop: int) -> Expected:
         at = slice(start, stop)

@@ -27,7 +27,7 @@ from maskpipe.derived import listed
 from maskpipe.errors import RecordError, UsageError
 from maskpipe.findings import Finding, Place
 from maskpipe.recipe import Recipe
-from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
+from maskpipe.roles import Branch, Flag, Part, Role, Verdict, verdict_name
 from maskpipe.shards.format import DROPPED
 from maskpipe.shards.manifest import Source
 from maskpipe.shards.reader import Dataset
@@ -297,16 +297,17 @@ class _Prover:
 
     def _begin(self, record: Any, documents: list[Stored]) -> tuple[Read | None, list[Stored], list[Begun | str]]:
         """The conversations of a record, each begun, or the reason why nothing can be proved of it."""
-        whole = [stored for stored in documents if not stored.paired]
-        if len(whole) < len(documents):
-            self._cannot("preference pairs", [stored for stored in documents if stored.paired])
+        whole = [stored for stored in documents if stored.branch == Branch.NONE]
         try:
             if isinstance(record, RecordError):
                 raise record
             read = read_all(record, self.recipe)
         except RecordError as error:
-            for stored in whole:
+            for stored in documents:
                 self._differs("MP602", stored, f"documents of records that cannot be read: {error.reason}")
+            return None, [], []
+        if len(whole) < len(documents):
+            self._compare_pair(read, documents)
             return None, [], []
         parts = begin_all(self.expectation, read, whole)
         return read, whole, parts
@@ -337,6 +338,39 @@ class _Prover:
                 self.out.differ += 1
                 self._add("MP603", "documents that their record becomes are not in the dataset", 1, [place])
 
+    def _compare_pair(self, read: Read, documents: list[Stored]) -> None:
+        """The documents of a record that is a preference pair. Where the prompt is kept once, it is compared with the
+        chosen side's."""
+        by = {stored.branch: stored for stored in documents}
+        sides = [item for item in read.items if isinstance(item, Conversation) and item.side is not None]
+        if len(by) < len(documents) or len(sides) != 2 or not {Branch.CHOSEN, Branch.REJECTED} <= set(by):
+            self._cannot("several preference pairs in one record", documents)
+            return
+        made = []
+        try:
+            for number, side in enumerate(sides):
+                begun = self.expectation.begin(number, 0, side, frozenset())
+                made.append(self.expectation.finish(begun, self.expectation.speller.spell(begun.texts)))
+        except CannotProveError as error:
+            self._cannot(str(error), documents)
+            return
+        if any(len(side) != 1 for side in made):
+            self._differs("MP602", by[Branch.CHOSEN], "documents of pairs that their record does not become")
+            return
+        assert sides[0].side is not None
+        chosen, rejected = made[0][0], made[1][0].rejected(sides[0].side.prompt, len(sides[0].messages))
+        prompt = by.get(Branch.PROMPT)
+        size = 0 if prompt is None else len(prompt)
+        if len(chosen) + len(rejected) - size > self.recipe.sequence_length:
+            self._cannot("preference pairs that were cut to fit a sequence", documents)
+            return
+        proved = self.out.documents
+        first = by[Branch.CHOSEN]
+        self._compare_tokens(first if prompt is None else first.behind(prompt), chosen)
+        if prompt is not None and self.out.documents > proved:
+            self.out.documents += 1
+        self._compare_tokens(by[Branch.REJECTED], rejected.cut(size, len(rejected)))
+
     # -- tokens
 
     def _compare_tokens(self, stored: Stored, document: Expected) -> None:
@@ -350,7 +384,7 @@ class _Prover:
         if document.shown is not None:
             for k in np.flatnonzero(unlike).tolist():
                 at = int(document.starts[k])
-                message = int(stored.messages[k]) - (document.base if stored.messages[k] >= 0 else 0)
+                message = document.local(int(stored.messages[k]))
                 second[k] = document.shown.may_be(at, int(stored.roles[k]), int(stored.parts[k]), message)
         parts = np.where(second, stored.parts, document.parts)
         roles = np.where(second, stored.roles, document.roles)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from maskpipe.document import Float32, Int32, UInt8
 from maskpipe.shards.documents import dense_weights, verdict_map
-from maskpipe.shards.format import Branch
 from maskpipe.shards.reader import Dataset, ShardReader
 from maskpipe.shards.rows import Rows
 
@@ -39,7 +38,8 @@ class Stored:
     source: int
     record: int
     turn: int
-    paired: bool
+    branch: int
+    """roles.Branch: what it is in a preference pair."""
     length: int
     ids: Int32
     roles: UInt8
@@ -52,6 +52,11 @@ class Stored:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def behind(self, prompt: Stored) -> Stored:
+        """The prompt of a pair that is kept once, and this answer to it, as one document."""
+        out = _joined([(0, prompt), (len(prompt), self)])
+        return replace(out, turn=self.turn, verdicts=self.verdicts, branch=self.branch)
 
     def piece_of(self, position: int) -> Piece:
         return next(piece for piece in reversed(self.pieces) if piece.at <= position)
@@ -142,7 +147,7 @@ class Index:
             verdicts = rows.verdicts[rows.verdict_offsets[k] : rows.verdict_offsets[k + 1]]
             yield int(own[k]), int(entry["start"]), Stored(
                 source=int(entry["source"]), record=int(entry["row"]), turn=int(entry["turn"]),
-                paired=bool(entry["branch"] != Branch.NONE), length=int(entry["length"]),
+                branch=int(entry["branch"]), length=int(entry["length"]),
                 ids=rows.input_ids[row, start:end], roles=roles, parts=parts, flags=flags, messages=messages,
                 weights=weights if np.any(weights != 1) else None,
                 verdicts={message: int(verdict) for message, verdict in verdict_map(verdicts).items()},
@@ -189,7 +194,7 @@ def _joined(parts: list[tuple[int, Stored]]) -> Stored:
         ones = [np.ones(len(part), np.float32) if part.weights is None else part.weights for _, part in parts]
         weights = np.concatenate(ones)
     return Stored(
-        first.source, first.record, first.turn, first.paired, first.length, all_of("ids").astype(np.int32),
+        first.source, first.record, first.turn, first.branch, first.length, all_of("ids").astype(np.int32),
         all_of("roles"), all_of("parts"), all_of("flags"), all_of("messages").astype(np.int32), weights,
         first.verdicts, [part.pieces[0]._replace(at=start) for start, part in parts],
     )  # fmt: skip

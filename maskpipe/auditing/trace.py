@@ -190,7 +190,7 @@ def locate(
                 at = np.arange(len(expected.text)) == character if field == "text" else np.zeros(0, bool)
             else:
                 shown = expected.shown
-                local = message - expected.base
+                local = expected.local(message)
                 wanted = [
                     k for k, leaf in enumerate(shown.data.leaves) if _words(leaf.path) == f"messages[{local}].{field}"
                 ]
