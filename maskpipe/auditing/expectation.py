@@ -54,8 +54,8 @@ class Expected:
     base: int
     """What is added to message numbers, since a record numbers the messages of all its conversations."""
     prompt: int = -1
-    """Of the rejected side of a pair: how many messages its prompt has, which are numbered as in the chosen side; `base`
-    is added to the others. -1 elsewhere."""
+    """Of the rejected side of a pair: how many messages its prompt has, which are numbered as in the chosen side;
+    `base` is added to the others. -1 elsewhere."""
     split: bool = False
     """Plain text that is cut into several documents where it is too long."""
 

@@ -311,10 +311,12 @@ class Rule:
         plain: dict[str, Any] = {"role": "user", "content": "Question one?"}
         answer: dict[str, Any] = {"role": "assistant", "content": "Answer one."}
 
-        def show(messages: list[dict[str, Any]], prompt: bool = False, **switch: Any) -> Shown | None:
+        def show(
+            messages: list[dict[str, Any]], prompt: bool = False, switch: tuple[str, bool] | None = None
+        ) -> Shown | None:
             for tools in (None, [_TOOL]):
                 chat = Conversation(messages=messages, tools=tools)
-                renders = Renders(self.template, chat, {**kwargs, **switch})
+                renders = Renders(self.template, chat, {**kwargs, **dict([switch] if switch else [])})
                 try:
                     return renders.shown(len(messages), prompt)
                 except CannotProveError:
@@ -338,7 +340,7 @@ class Rule:
             reply = turn.text[len(prompt) :] if turn.text.startswith(prompt.text) else ""
             for name in self.template.switches:
                 for value in (False, True):
-                    switched = show([user], True, **{name: value})
+                    switched = show([user], True, (name, value))
                     if switched is not None and switched.text.startswith(prompt.text):
                         added = switched.text[len(prompt) :]
                         if added.strip() and reply.startswith(added):
