@@ -89,6 +89,9 @@ class _Pass:
         manifest = self._manifest
         found = [*self._problems.findings, *self._defects()]
         found += notes(self._dataset, self._policy, self._known)
+        if not self._local:
+            text = "files that are no shards (recipe, rejects, chunks), and the ledger: only shards are fetched"
+            found.append(Finding("MP515", text))
         coverage = from_manifest(self._dataset).values | self._counted()
         return _report(self._dataset, merged(found), Coverage(coverage), checked=bool(manifest.shards))
 
