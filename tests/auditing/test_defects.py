@@ -74,6 +74,10 @@ def long_turn(row: Row, document: int, start: int, end: int) -> bool:
     return end - start > 6
 
 
+def text_behind(row: Row, document: int, start: int, end: int) -> bool:
+    return end < row.bounds()[document][1]
+
+
 def in_place(row: Row, document: int, start: int, end: int) -> bool:
     return bool(row.documents["turn"][document] < 0)
 
@@ -140,17 +144,17 @@ def stop_replaced(rows: list[Row], random: Random) -> None:
 
 
 def stop_doubled(rows: list[Row], random: Random) -> None:
-    row, _, _, end = pick(rows, random)
+    row, _, _, end = pick(rows, random, text_behind)
     row.ids[end], row.part[end], row.flags[end] = row.ids[end - 1], Part.STOP, row.flags[end - 1]
 
 
 def text_after_stop_trained(rows: list[Row], random: Random) -> None:
-    row, _, _, end = pick(rows, random)
+    row, _, _, end = pick(rows, random, text_behind)
     row.flags[end] |= LOSS
 
 
 def text_after_stop_sampled(rows: list[Row], random: Random) -> None:
-    row, _, _, end = pick(rows, random)
+    row, _, _, end = pick(rows, random, text_behind)
     row.flags[end] |= LOSS | SAMPLED
 
 
@@ -237,7 +241,7 @@ def turn_not_sampled(rows: list[Row], random: Random) -> None:
 
 def mask_rolled(by: int) -> Callable[[list[Row], Random], None]:
     def roll(rows: list[Row], random: Random) -> None:
-        row, _, start, end = pick(rows, random)
+        row, _, start, end = pick(rows, random, text_behind)
         around = slice(start - 1, end + 1)
         loss = np.roll(row.flags[around] & Flag.LOSS, by)
         row.flags[around] = (row.flags[around] & ~LOSS) | loss
