@@ -38,8 +38,8 @@ def run(out: Path, console: Console) -> None:
     show(explain(chats, ROW, encoder=pipeline.encoder_of(tokenizer, recipe)), console)
     console.print("next", style="bold")
     for line in (
+        f"maskpipe audit {_q(out)} --report report.html",
         f"maskpipe stats {_q(out)}",
-        f"maskpipe verify {_q(out)}",
         f"maskpipe explain {_q(chats)} --row 26 --tokenizer {_q(out)} --recipe {_q(out / 'recipe.yaml')}",
         "maskpipe prepare YOUR.jsonl YOUR-OUT --tokenizer DIRECTORY --dry-run",
     ):

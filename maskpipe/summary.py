@@ -48,7 +48,7 @@ def of_dataset(prepared: Prepared) -> str:
         *_proof_lines(counts),
         _checked_line(manifest, counts),
         *_counted_lines(counts),
-        f"next      maskpipe stats {shlex.quote(str(path))}",
+        f"next      maskpipe audit {shlex.quote(str(path))} --report report.html",
     ]
     return "\n".join(lines)
 
