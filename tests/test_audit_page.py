@@ -427,8 +427,10 @@ def test_the_command_writes_a_page_and_overwrites_nothing_else(
 
 
 def test_view_shows_rows_in_a_terminal_and_as_a_page(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
     def view(*arguments: object) -> object:
         with pytest.raises(SystemExit) as ended:
             cli.main(["view", str(dataset), *map(str, arguments)])

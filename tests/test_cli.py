@@ -406,6 +406,7 @@ def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
         env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out.partial/commits/*")) and time.monotonic() < deadline:
