@@ -388,6 +388,7 @@ def test_demo_makes_a_dataset_explains_it_and_never_overwrites(
     (tmp_path / "demo-out" / "mine").write_text("mine")
     assert run("demo").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-out", "demo-out-2"]
+    (tmp_path / "demo-out" / "mine").unlink()
     commands = [line.strip() for line in ran.out.split("\nnext\n")[1].splitlines()]
     assert len(commands) >= 3
     assert run(*commands[0].split()[1:]).code == 0
