@@ -191,7 +191,7 @@ class Tokenizer:
         self.vocab_size = max([*entries, *self.added_tokens.values()], default=-1) + 1
 
         self._leads: dict[Lead, Any] = {}
-        self._stretches: dict[str, Any] = {}
+        self._stretches: list[tuple[tuple[Config | None, Config | None], Any]] = []
         self._windows: dict[tuple[Lead, bytes], Int32] = {}
         self._model = self._library.model
         self._ordinary: list[AddedToken] = []
@@ -546,18 +546,19 @@ class Tokenizer:
     def _stretch(self, lead: Lead) -> Any:
         """A library tokenizer without control tokens that encodes a stretch as it is encoded inside a text."""
         if lead not in self._leads:
-            normalizer, pre_tokenizer = stretch_config(self._config, lead)
-            key = json.dumps([normalizer, pre_tokenizer])
-            if key not in self._stretches:
-                self._stretches[key] = self._build_stretch(normalizer, pre_tokenizer)
-            self._leads[lead] = self._stretches[key]
+            config = stretch_config(self._config, lead)
+            stretch = next((stretch for known, stretch in self._stretches if known == config), None)
+            if stretch is None:
+                stretch = self._build_stretch(*config)
+                self._stretches.append((config, stretch))
+            self._leads[lead] = stretch
         return self._leads[lead]
 
     def _build_stretch(self, normalizer: Config | None, pre_tokenizer: Config | None) -> Any:
         """Shares the model: costs no memory to speak of."""
         model = {"type": "BPE", "vocab": {}, "merges": []}
         shell = {"version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "model": model}
-        stretch = tokenizers.Tokenizer.from_str(json.dumps(shell))
+        stretch = tokenizers.Tokenizer.from_str(json.dumps(shell, ensure_ascii=False))
         stretch.model = self._model
         stretch.add_tokens(
             [
