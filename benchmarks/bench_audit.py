@@ -2,9 +2,11 @@
 
     python benchmarks/bench_audit.py [--tokens 400000] [--shards 10000] [--json]
 
-Made chats of five turns, packed into rows of 8,192 tokens; how many tokens a document and a run have is printed.
-CPU seconds of this process, the best of several runs:
-  checks     _core.Audit over rows in memory, copies of facts included: every invariant over every token
+Made chats, long ones of five exchanges and short ones of one, packed into rows of 8,192 tokens; how many tokens a
+document and a run have is printed. CPU seconds of this process, the best of several runs:
+  checks     _core.Audit over rows in memory: every invariant over every token and what coverage counts of them, the
+             hash of each document, and the copies of facts that the core takes. Without Arrow, the hashes of files,
+             the search for identical documents and the ledger, which the next line has
   one pass   maskpipe.audit: hashes (xxh3, SHA-256), Arrow, checks, ledger, fingerprint, coverage
   coverage   a manifest of this many shards, read and summed up; no shard is touched
 The bars: checks at 0.5 GB of input_ids per second and core, coverage in 2 s; exit code 1 if one is missed.
@@ -56,8 +58,13 @@ def texts(record: dict[str, Any]) -> list[str]:
     return [m["content"] for m in record.get("messages", []) if isinstance(m.get("content"), str)]
 
 
-def prepared(directory: Path, tokens: int) -> Path:
+LONG, SHORT = (5, 100, 250), (1, 40, 110)
+"""Exchanges of a chat, and at most how many words of a question and of an answer."""
+
+
+def prepared(directory: Path, tokens: int, shape: tuple[int, int, int]) -> Path:
     """A dataset of about so many tokens."""
+    exchanges, asked, answered = shape
     words = " ".join(text for record in map(json.loads, demo_data.chats().open()) for text in texts(record)).split()
     random = Random(1)
 
@@ -65,10 +72,11 @@ def prepared(directory: Path, tokens: int) -> Path:
         first = random.randrange(len(words) - most)
         return {"role": role, "content": " ".join(words[first : first + random.randint(most // 4, most)])}
 
+    directory.mkdir()
     path = directory / "chats.jsonl"
     with path.open("w") as file:
-        for _ in range(max(1, tokens // 1_600)):
-            turns = [said(role, most) for _ in range(5) for role, most in (("user", 100), ("assistant", 250))]
+        for _ in range(max(1, tokens // (exchanges * (asked + answered)))):
+            turns = [said(*one) for _ in range(exchanges) for one in (("user", asked), ("assistant", answered))]
             file.write(json.dumps({"messages": turns}) + "\n")
     recipe = Recipe(sequence_length=LENGTH)
     maskpipe.prepare(path, directory / "out", tokenizer=demo_data.tokenizer(), recipe=recipe, workers=0)
@@ -120,20 +128,21 @@ def coverage(out: Path, shards: int) -> float:
 
 def measure(tokens: int, shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
-        out = prepared(Path(directory), tokens)
-        seconds, size, shape = checks(out)
-        whole = best(lambda: maskpipe.audit(out), 1)
-        return {
+        found: dict[str, Any] = {
             "machine": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "numpy": np.__version__,
-            "input_ids_gb": round(size, 4),
-            **shape,
-            "checks_gb_per_second": round(size / seconds, 3),
-            "one_pass_gb_per_second": round(size / whole, 3),
-            "coverage_shards": shards,
-            "coverage_seconds": round(coverage(out, shards), 3),
         }
+        for name, shape in (("long", LONG), ("short", SHORT)):
+            out = prepared(Path(directory) / name, tokens, shape)
+            seconds, size, sizes = checks(out)
+            found[name] = {
+                "input_ids_gb": round(size, 4),
+                **sizes,
+                "checks_gb_per_second": round(size / seconds, 3),
+                "one_pass_gb_per_second": round(size / best(lambda out=out: maskpipe.audit(out), 1), 3),
+            }
+        return found | {"coverage_shards": shards, "coverage_seconds": round(coverage(out, shards), 3)}
 
 
 def main() -> int:
@@ -147,8 +156,9 @@ def main() -> int:
         print(json.dumps(found, indent=1))
     else:
         for name, value in found.items():
-            print(f"{name:<24}{value}")
-    return int(found["checks_gb_per_second"] < BAR_GB or found["coverage_seconds"] > BAR_SECONDS)
+            print(f"{name:<18}{value}")
+    slowest = min(found[name]["checks_gb_per_second"] for name in ("long", "short"))
+    return int(slowest < BAR_GB or found["coverage_seconds"] > BAR_SECONDS)
 
 
 if __name__ == "__main__":

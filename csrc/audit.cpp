@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -63,7 +64,10 @@ class RowAudit {
   // After the last row.
   void finish() {
     for (std::size_t script = 0; script < audit_.scripts_.size(); ++script) {
-      const auto of = [&](std::size_t loss) { return scripts_[loss][0][script] + scripts_[loss][1][script]; };
+      const auto of = [&](std::size_t loss) {
+        return std::accumulate(scripts_[loss].begin(), scripts_[loss].end(), std::int64_t{0},
+                               [&](std::int64_t sum, const auto& table) { return sum + table[script]; });
+      };
       audit_.scripts_[script].tokens += of(0) + of(1);
       audit_.scripts_[script].loss += of(1);
     }
@@ -114,8 +118,9 @@ class RowAudit {
   bool weights_fit_ = true;
   std::vector<Turn> turns_;
   std::vector<std::pair<std::int32_t, std::int32_t>> zero_;                // ranges of weight 0 in the document
-  std::array<std::array<std::array<std::int64_t, 256>, 2>, 2> scripts_{};  // [loss][two of each]
-  std::vector<std::int32_t> open_;                                         // [pairs] opened and not closed
+  std::array<std::array<std::array<std::int64_t, 256>, 4>, 2> scripts_{};  // [loss][four of each]
+  Decided decided_;
+  std::vector<std::int32_t> open_;  // [pairs] opened and not closed
 
   void found(Defect defect, std::int32_t start, std::int32_t end, std::int64_t count = 1) {
     const auto which = static_cast<std::size_t>(defect);
@@ -134,9 +139,13 @@ class RowAudit {
   bool has(std::size_t run, std::uint8_t bit) const { return (runs_.flags[run] & bit) != 0; }
 
   bool check_ids() {
-    std::uint32_t highest = 0;
-    for (const std::int32_t id : ids_) highest = std::max(highest, static_cast<std::uint32_t>(id));
-    if (highest < static_cast<std::uint64_t>(rules_.vocab_size)) return true;
+    const auto last = static_cast<std::uint32_t>(std::min<std::int64_t>(rules_.vocab_size - 1, INT32_MAX));
+    std::uint32_t outside_at_all = 0;  // its highest bit: an id is negative, or the last one less it
+    for (const std::int32_t id : ids_) {
+      const auto value = static_cast<std::uint32_t>(id);
+      outside_at_all |= value | (last - value);
+    }
+    if (!(outside_at_all >> 31)) return true;
     const auto outside = [&](std::int32_t id) { return id < 0 || id >= rules_.vocab_size; };
     for (std::size_t k = 0; k < ids_.size(); ++k) {
       if (!outside(ids_[k])) continue;
@@ -258,18 +267,19 @@ class RowAudit {
     const auto n_verdicts = static_cast<std::size_t>(view_.verdict_offsets[d + 1]) - verdict;
     const Turns known_turns{view_.verdict_messages.subspan(verdict, n_verdicts),
                             view_.verdicts.subspan(verdict, n_verdicts), view_.turns[d]};
-    const std::vector<std::uint8_t> decided = decide(rules_.policy, facts, known_turns);
+    decide(rules_.policy, facts, known_turns, decided_);
     zero_ranges(start, end);
+    const std::uint16_t any = ids_fit ? look_at_ids(first, last, start) : 0;
     find_turns(first, last, start, known_turns.own);
     std::int64_t loss = 0;
     for (std::size_t run = first; run < last; ++run) {
       const std::int32_t at = run_start(run, first, start);
       if (has(run, flag::loss)) loss += runs_.ends[run] - at;
-      one_run(run, at, start, first, decided[run - first] != 0, known_turns);
+      one_run(run, at, start, first, decided_.loss[run - first] != 0, known_turns);
     }
     for (const Turn& turn : turns_) {
       one_turn(turn, last, start, end, known_turns, ids_fit);
-      if (turn.loss > 0 && ids_fit && view_.parents[d] == 0) check_marks(turn, first, last, start);
+      if (turn.loss > 0 && ids_fit && view_.parents[d] == 0) check_marks(turn, first, last, start, any);
     }
     unsampled_turns(first, last, start, known_turns);
     behind_own_turn(last, known_turns.own);
@@ -281,9 +291,8 @@ class RowAudit {
     } else if (loss == 0 && view_.branches[d] != branch::prompt) {
       found(Defect::nothing_trained, start, end);
     }
-    if (ids_fit) {
-      if (view_.starts[d] == 0 && view_.parents[d] == 0) check_bos(start, end, text ? rules_.text : rules_.chat);
-      look_at_ids(first, last, start);
+    if (ids_fit && view_.starts[d] == 0 && view_.parents[d] == 0) {
+      check_bos(start, end, text ? rules_.text : rules_.chat);
     }
     report(d, first, last, start, end, loss, ids_fit);
     return loss;
@@ -502,32 +511,41 @@ class RowAudit {
     if (at - start > bos.most) found(Defect::bos_doubled, start, at);
   }
 
-  void look_at_ids(std::size_t first, std::size_t last, std::int32_t start) {
+  // Returns what is known of any of the document's ids.
+  std::uint16_t look_at_ids(std::size_t first, std::size_t last, std::int32_t start) {
+    const std::uint16_t* const table = rules_.ids.data();
+    std::uint16_t all = 0;
     std::int32_t at = start;
     for (std::size_t run = first; run < last; at = runs_.ends[run], ++run) {
       const std::int32_t stop = runs_.ends[run];
       std::uint16_t any = 0;
       auto& scripts = scripts_[has(run, flag::loss)];
-      std::int32_t k = at;
-      for (; k + 1 < stop; k += 2) {  // two tables: neighbours mostly are of one script, and would wait for each other
-        const std::uint16_t one = known(k), two = known(k + 1);
-        any |= one | two;
+      const std::int32_t* id = ids_.data() + at;
+      const std::int32_t* const end = ids_.data() + stop;
+      for (; end - id >= 4;
+           id += 4) {  // neighbours mostly are of one script, and in one table would wait for each other
+        const std::uint16_t one = table[id[0]], two = table[id[1]], three = table[id[2]], four = table[id[3]];
+        any |= one | two | three | four;
         ++scripts[0][one >> 8];
         ++scripts[1][two >> 8];
+        ++scripts[2][three >> 8];
+        ++scripts[3][four >> 8];
       }
-      if (k < stop) {
-        any |= known(k);
-        ++scripts[0][known(k) >> 8];
+      for (std::size_t k = 0; id < end; ++id, ++k) {
+        any |= table[*id];
+        ++scripts[k][table[*id] >> 8];
       }
+      all |= any;
       if (any & id_class::unknown)
         each(at, stop, Defect::unknown_token, [&](std::int32_t k) { return (known(k) & id_class::unknown) != 0; });
       if (any & id_class::control && own_text(runs_.parts[run]) && !has(run, flag::empty_reasoning)) {
         const unsigned bit = 1U << role_index(runs_.roles[run]);
         each(at, stop, Defect::control_in_content, [&](std::int32_t k) {
-          return known(k) & id_class::control && !(rules_.allowed[static_cast<std::size_t>(id(k))] & bit);
+          return known(k) & id_class::control && !(rules_.allowed[static_cast<std::size_t>(this->id(k))] & bit);
         });
       }
     }
+    return all;
   }
 
   template <typename Is>
@@ -541,7 +559,21 @@ class RowAudit {
   }
 
   // Marks that open and close, in the text of a turn, its header and the end of the prompt before it.
-  void check_marks(const Turn& turn, std::size_t first, std::size_t last, std::int32_t start) {
+  // `any`: what is known of any id of the document.
+  void check_marks(const Turn& turn, std::size_t first, std::size_t last, std::int32_t start, std::uint16_t any) {
+    if (rules_.mark_bounds.size() < 2) return;
+    open_.assign(rules_.mark_bounds.size(), 0);
+    if (any & id_class::mark) count_marks(turn, first, last, start);
+    for (std::size_t pair = 1; pair < open_.size(); ++pair) {
+      const auto& [least, most] = rules_.mark_bounds[pair];
+      if (open_[pair] < least || open_[pair] > most) {
+        found(Defect::marks_unbalanced, turn.start, turn.end);
+        return;
+      }
+    }
+  }
+
+  void count_marks(const Turn& turn, std::size_t first, std::size_t last, std::int32_t start) {
     const auto own = [&](std::size_t run) {
       return runs_.roles[run] == role::assistant && runs_.messages[run] == turn.message;
     };
@@ -549,18 +581,10 @@ class RowAudit {
     while (from > first && own(from - 1)) --from;
     if (from > first && runs_.roles[from - 1] == role::template_text) --from;
     while (to < last && own(to)) ++to;
-    open_.assign(rules_.mark_bounds.size(), 0);
     for (std::int32_t k = run_start(from, first, start); k < runs_.ends[to - 1]; ++k) {
       if (!(known(k) & id_class::mark)) continue;
       const int pair = rules_.marks[static_cast<std::size_t>(id(k))];
       open_[static_cast<std::size_t>(std::abs(pair))] += pair > 0 ? 1 : -1;
-    }
-    for (std::size_t pair = 1; pair < open_.size(); ++pair) {
-      const auto& [least, most] = rules_.mark_bounds[pair];
-      if (open_[pair] < least || open_[pair] > most) {
-        found(Defect::marks_unbalanced, turn.start, turn.end);
-        return;
-      }
     }
   }
 
@@ -630,6 +654,7 @@ AuditedRows Audit::add(const AuditView& view, std::int64_t first_row) {
     sources_.resize(static_cast<std::size_t>(highest) + 1);
   }
   AuditedRows out;
+  out.reserve(view.sources.size(), view.verdicts.size());
   RowAudit audit(*this, view, first_row, out);
   for (std::size_t row = 0; row < view.rows.n_loss.size(); ++row) audit.row(row);
   audit.finish();

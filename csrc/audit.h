@@ -171,6 +171,14 @@ struct AuditedRows {
   std::vector<std::int32_t> turn_first, turn_last;  // [trained turns] ids of the first and last token with loss
   std::vector<std::int32_t> turn_stop;              // [trained turns] id of the last token of the stop, -1 without
   std::vector<std::uint8_t> turn_stop_trained;      // [trained turns]
+
+  void reserve(std::size_t documents, std::size_t turns) {
+    for (auto* column : {&document_tokens, &document_loss, &document_turns}) column->reserve(documents);
+    for (auto* column : {&document_hash, &document_origin}) column->reserve(documents);
+    document_row.reserve(documents);
+    for (auto* column : {&turn_first, &turn_last, &turn_stop}) column->reserve(turns);
+    turn_stop_trained.reserve(turns);
+  }
 };
 
 class Audit {

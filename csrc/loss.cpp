@@ -16,13 +16,11 @@ void check(const FactsView& facts) {
   }
 }
 
-}  // namespace
-
-std::vector<std::uint8_t> kinds(const FactsView& facts) {
+void set_kinds(const FactsView& facts, std::vector<std::uint8_t>& out) {
   check(facts);
   const auto& [roles, parts, flags, messages, weights] = facts;
   const std::size_t size = parts.size();
-  std::vector<std::uint8_t> out(parts.begin(), parts.end());
+  out.assign(parts.begin(), parts.end());
   const auto loose = [&](std::size_t k) { return flags[k] & flag::sampled && parts[k] == part::scaffold; };
   for (std::size_t start = 0; start < size;) {
     if (!loose(start)) {
@@ -42,13 +40,30 @@ std::vector<std::uint8_t> kinds(const FactsView& facts) {
     }
     start = stop;
   }
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> kinds(const FactsView& facts) {
+  std::vector<std::uint8_t> out;
+  set_kinds(facts, out);
   return out;
 }
 
 std::vector<std::uint8_t> mark_loss(const LossRule& rule, const FactsView& facts, const Trainable& trainable) {
-  const std::vector<std::uint8_t> kind = kinds(facts);
+  std::vector<std::uint8_t> kind, out;
+  decide_loss(rule, facts, trainable, false, kind, out);
+  for (std::size_t k = 0; k < out.size(); ++k) {
+    out[k] = static_cast<std::uint8_t>(out[k] ? facts.flags[k] | flag::loss : facts.flags[k] & ~flag::loss);
+  }
+  return out;
+}
+
+void decide_loss(const LossRule& rule, const FactsView& facts, const Trainable& trainable, bool first_too,
+                 std::vector<std::uint8_t>& kind, std::vector<std::uint8_t>& out) {
+  set_kinds(facts, kind);
   const auto& [roles, parts, flags, messages, weights] = facts;
-  std::vector<std::uint8_t> out(flags.begin(), flags.end());
+  out.resize(flags.size());
   auto may_train = [&, asked = std::int64_t{-2}, answer = false](std::int64_t message) mutable {
     if (message != asked) {  // tokens of one message stand together
       asked = message;
@@ -79,10 +94,9 @@ std::vector<std::uint8_t> mark_loss(const LossRule& rule, const FactsView& facts
     }
     if (!rule.empty_reasoning && flags[k] & flag::empty_reasoning) loss = false;
     if (!weights.empty() && weights[k] == 0) loss = false;
-    if (k == 0) loss = false;
-    out[k] = static_cast<std::uint8_t>(loss ? out[k] | flag::loss : out[k] & ~flag::loss);
+    if (k == 0 && !first_too) loss = false;
+    out[k] = loss;
   }
-  return out;
 }
 
 }  // namespace maskpipe

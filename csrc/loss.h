@@ -41,4 +41,9 @@ std::vector<std::uint8_t> kinds(const FactsView& facts);
 // std::invalid_argument when the facts differ in length.
 std::vector<std::uint8_t> mark_loss(const LossRule& rule, const FactsView& facts, const Trainable& trainable);
 
+// The same into vectors that are kept between documents: `kind` as kinds() says it, and in `out` 0 or 1 instead of
+// flags. `first_too`: the first entry is decided as all others are.
+void decide_loss(const LossRule& rule, const FactsView& facts, const Trainable& trainable, bool first_too,
+                 std::vector<std::uint8_t>& kind, std::vector<std::uint8_t>& out);
+
 }  // namespace maskpipe

@@ -31,4 +31,12 @@ bool chosen(const Policy& policy, std::size_t turn, std::size_t turns);
 // runs of one document, without weights: a weight of 0 takes the loss away, which is left to the caller.
 std::vector<std::uint8_t> decide(const Policy& policy, const FactsView& runs, const Turns& turns);
 
+// What decide() needs, kept between documents.
+struct Decided {
+  std::vector<std::uint8_t> loss;  // [runs] what decide() returns
+  std::vector<std::uint8_t> kind;
+  std::vector<std::int64_t> allowed;
+};
+void decide(const Policy& policy, const FactsView& runs, const Turns& turns, Decided& out);
+
 }  // namespace maskpipe
