@@ -62,7 +62,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
     import tokenizers
 
     from maskpipe.errors import TemplateError
-    from maskpipe.pipeline import encoder_of
+    from maskpipe.job import encoder_of
 
     engine = encoder_of(options.tokenizer).template.engine
     texts = []
@@ -133,7 +133,7 @@ def prepared(options: argparse.Namespace, backend: str, workers: int) -> dict[st
 def turns(options: argparse.Namespace) -> dict[str, Any]:
     """Processor seconds of one chat of 100 and of 200 turns, without those spent in the template's engine."""
     from maskpipe.chat import Conversation
-    from maskpipe.pipeline import encoder_of
+    from maskpipe.job import encoder_of
 
     encoder = encoder_of(options.tokenizer)
     engine = encoder.template.engine

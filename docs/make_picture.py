@@ -20,6 +20,7 @@ from rich.console import Console
 import maskpipe
 from maskpipe import demo, demo_data, pipeline
 from maskpipe.explain import explain, show
+from maskpipe.job import encoder_of
 from maskpipe.recipe import Recipe
 
 ROW = 7
@@ -32,7 +33,7 @@ def main() -> None:
 
 def explanation() -> None:
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    encoder = pipeline.encoder_of(demo_data.tokenizer(), Recipe())
+    encoder = encoder_of(demo_data.tokenizer(), Recipe())
     show(explain(demo_data.chats(), ROW, encoder=encoder), console)
     svg = console.export_svg(title=f"maskpipe explain chats.jsonl --row {ROW}", unique_id="explain")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # no fonts from the network

@@ -96,6 +96,14 @@ def prepare(
     record_mib: Annotated[
         int | None, Parameter(group=_INPUT, help="Memory that one record may take: 384 by default, more for long ones.")
     ] = None,
+    rank: Annotated[
+        int | None,
+        Parameter(group=_INPUT, help="Of a job on several machines: do the share of this one, from 0. See --world."),
+    ] = None,
+    world: Annotated[
+        int | None,
+        Parameter(group=_INPUT, help="How many ranks there are. Then the same command without both finishes OUT."),
+    ] = None,
     dry_run: Annotated[
         bool, Parameter(group=_INPUT, negative=(), help="Say what the first 1,000 records would become; write nothing.")
     ] = False,
@@ -111,15 +119,21 @@ def prepare(
     maskpipe prepare chats.jsonl out --tokenizer ./qwen3
     maskpipe prepare a.jsonl.zst b.parquet out --tokenizer ./qwen3 --train-on last_turn
     maskpipe prepare book.txt out --tokenizer ./qwen3 --objective pretrain --dry-run
+    maskpipe prepare chats.jsonl out --tokenizer ./qwen3 --rank $SLURM_ARRAY_TASK_ID --world 8
     """
     chosen, n_proof = resolve(flags, recipe), _proof(proof)
-    from maskpipe import pipeline, summary
+    from maskpipe import pipeline, ranks, summary
+    from maskpipe import trial as trials
 
+    if (rank is None) != (world is None):
+        raise UsageError("--rank and --world come together: --rank 0 --world 8 does the first of eight shares")
+    if dry_run and rank is not None:
+        raise UsageError("--dry-run writes nothing, so there is no share of it to do: leave out --rank and --world")
     if dry_run:
         sources = list(paths[:-1] if len(paths) > 1 else paths)
         if not sources:
             raise UsageError("prepare needs SOURCE; such as: maskpipe prepare chats.jsonl out --tokenizer T --dry-run")
-        trial = pipeline.dry_run(sources, tokenizer=tokenizer, recipe=chosen, split=split, proof=n_proof)
+        trial = trials.dry_run(sources, tokenizer=tokenizer, recipe=chosen, split=split, proof=n_proof)
         _print(summary.trial_dict(trial) if format == "json" else str(trial))
         return CLEAN
     limits = _limits(record_seconds, record_mib)
@@ -127,6 +141,14 @@ def prepare(
         raise UsageError("prepare needs SOURCE and OUT; for example: maskpipe prepare chats.jsonl out --tokenizer T")
     from maskpipe import progress as showing
 
+    if rank is not None and world is not None:
+        with showing.shown() as progress:
+            share = ranks.prepare_share(
+                list(paths[:-1]), paths[-1], rank=rank, world_size=world, tokenizer=tokenizer, recipe=chosen,
+                split=split, workers=workers, proof=n_proof, limits=limits, progress=progress,
+            )  # fmt: skip
+        _print(summary.share_dict(share) if format == "json" else str(share))
+        return CLEAN
     with showing.shown() as progress:
         made = pipeline.prepare(
             list(paths[:-1]), paths[-1], tokenizer=tokenizer, recipe=chosen, split=split, workers=workers,
@@ -211,7 +233,7 @@ def explain(
     chosen = resolve(flags, recipe)
     from maskpipe import explain as explaining
     from maskpipe.fit import check_fit
-    from maskpipe.pipeline import encoder_of
+    from maskpipe.job import encoder_of
 
     encoder = encoder_of(tokenizer, chosen)
     explanation = explaining.explain(source, row, encoder=encoder, split=split, findings=check_fit(encoder))

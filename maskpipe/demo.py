@@ -9,6 +9,7 @@ from rich.console import Console
 
 from maskpipe import demo_data, pipeline
 from maskpipe.explain import explain, show
+from maskpipe.job import encoder_of
 from maskpipe.recipe import Recipe
 
 SEQUENCE_LENGTH = 1024
@@ -35,7 +36,7 @@ def run(out: Path, console: Console) -> None:
     console.print(str(made), soft_wrap=True)
     command = f"maskpipe explain {_q(chats)} --row {ROW} --tokenizer {_q(tokenizer)}"
     console.print(f"\n$ {command}", style="bold", soft_wrap=True)
-    show(explain(chats, ROW, encoder=pipeline.encoder_of(tokenizer, recipe)), console)
+    show(explain(chats, ROW, encoder=encoder_of(tokenizer, recipe)), console)
     console.print("next", style="bold")
     for line in (
         f"maskpipe audit {_q(out)} --report report.html",

@@ -21,8 +21,9 @@ import numpy as np
 
 from maskpipe.derived import listed, new_dataset, publish_derived, require_chunks
 from maskpipe.errors import MaskpipeError, UsageError
+from maskpipe.mapping import Progress
 from maskpipe.partial import refuse_taken
-from maskpipe.pipeline import Progress, prepare
+from maskpipe.pipeline import prepare
 from maskpipe.recipe import Recipe
 from maskpipe.shards.chunks import ChunkEntry, read_chunks
 from maskpipe.shards.format import CHUNKS, DROPPED, RECIPE, REJECTS

@@ -146,24 +146,32 @@ def claim(out: Path, job: str, identity: Mapping[str, Any], files: Iterable[str]
     UsageError: another run works there, it belongs to another job, or it is not ours. MaskpipeError: the disk is full
     or fails.
     """
-    path = partial_of(out)
+    return _claim(partial_of(out), job, identity, files, shared=False)
+
+
+def join(out: Path, job: str, identity: Mapping[str, Any], files: Iterable[str]) -> Partial:
+    """The same for one of several ranks, which work there at the same time: nothing of the others is taken away."""
+    return _claim(partial_of(out), job, identity, files, shared=True)
+
+
+def _claim(path: Path, job: str, identity: Mapping[str, Any], files: Iterable[str], shared: bool) -> Partial:
     try:
-        return _claim(path, job, identity, files)
+        return _claim_locked(path, job, identity, files, shared)
     except OSError as error:
         if isinstance(error, MaskpipeError):
             raise
         raise MaskpipeError(f"{error.filename or path}: {error.strerror or error}. Nothing was begun") from None
 
 
-def _claim(path: Path, job: str, identity: Mapping[str, Any], files: Iterable[str]) -> Partial:
-    lock = _open_locked(path)
+def _claim_locked(path: Path, job: str, identity: Mapping[str, Any], files: Iterable[str], shared: bool) -> Partial:
+    lock = _open_locked(path, shared)
     try:
         there = read_job(path)
         if there is None:
             _refuse_foreign(path)
             _write_job(path, job, identity, files)
         elif there["job"] != job:
-            if not (path / STOPPED).is_file():
+            if shared or not (path / STOPPED).is_file():
                 raise UsageError(_other_job(path, there["identity"], identity))
             _refuse_foreign(path)
             _remove_ours(path)
@@ -173,7 +181,8 @@ def _claim(path: Path, job: str, identity: Mapping[str, Any], files: Iterable[st
         with suppress(FileNotFoundError):
             os.unlink(path / STOPPED)
         claimed = Partial(path, lock)
-        claimed.sweep_temporary()
+        if not shared:
+            claimed.sweep_temporary()
         return claimed
     except BaseException:
         os.close(lock)
@@ -233,8 +242,8 @@ def take_over(path: Path) -> Partial:
     return Partial(path, _open_locked(path))
 
 
-def _open_locked(path: Path) -> int:
-    """The locked lock file of the directory, which is made if it is absent."""
+def _open_locked(path: Path, shared: bool = False) -> int:
+    """The locked lock file of the directory, which is made if it is absent. Ranks share the lock."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError(f"{path} is there and is no directory: move it away or choose another OUT")
     while True:
@@ -247,7 +256,7 @@ def _open_locked(path: Path) -> int:
         except OSError as error:
             raise UsageError(f"{path / LOCK}: cannot open it: {error.strerror}") from None
         try:
-            if not _try_lock(lock):
+            if not _try_lock(lock, shared):
                 owner = os.pread(lock, 200, 0).decode(errors="replace").strip()
                 raise UsageError(
                     f"{path}: another run works here{owner and f' ({owner})'}. Wait for it, or choose another OUT"
@@ -262,9 +271,9 @@ def _open_locked(path: Path) -> int:
         os.close(lock)  # the run that held it has taken it away
 
 
-def _try_lock(lock: int) -> bool:
+def _try_lock(lock: int, shared: bool = False) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False

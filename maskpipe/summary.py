@@ -18,8 +18,10 @@ from maskpipe.shards.manifest import Counts, Manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from maskpipe.pipeline import Prepared, Trial
+    from maskpipe.pipeline import Prepared
+    from maskpipe.ranks import Share
     from maskpipe.shards.verify import Verified
+    from maskpipe.trial import Trial
 
 _TURNS = "turns_"
 _SPOKEN = ("tokens",)
@@ -73,6 +75,19 @@ def of_trial(trial: Trial) -> str:
         *_counted_lines(trial.counts),
         *([f"not tried {', '.join(trial.not_tried)}: decided over all records"] if trial.not_tried else []),
         "next      the same command without --dry-run",
+    ]
+    return "\n".join(lines)
+
+
+def of_share(share: Share) -> str:
+    """What one rank did, and what comes next."""
+    before = f", {share.found:,} of them before" if share.found else ""
+    lines = [
+        f"mapped    {share.records:,} record{_s(share.records)} in {share.chunks:,} chunk{_s(share.chunks)}{before}: "
+        f"the share of rank {share.rank} of {share.world_size} ({share.path}), {share.seconds:.1f} s",
+        f"kept      {share.kept:,} record{_s(share.kept)}, {share.tokens:,} tokens",
+        *_reject_lines(share.records, share.rejected, share.rejects, "OUT/rejects.jsonl will list them"),
+        "next      when all ranks are done: the same command without --rank and --world",
     ]
     return "\n".join(lines)
 
@@ -149,6 +164,22 @@ def trial_dict(trial: Trial) -> dict[str, Any]:
         "rejects": trial.rejects,
         "not_tried": trial.not_tried,
         "seconds": round(trial.seconds, 3),
+    }
+
+
+def share_dict(share: Share) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "partial": str(share.path),
+        "rank": share.rank,
+        "world_size": share.world_size,
+        "chunks": share.chunks,
+        "found": share.found,
+        "records": share.records,
+        "records_kept": share.kept,
+        "tokens": share.tokens,
+        "rejected": dict(share.rejected.most_common()),
+        "seconds": round(share.seconds, 1),
     }
 
 

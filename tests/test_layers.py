@@ -32,7 +32,10 @@ LAYERS = [
         "tasks",
     },
     {"derived"},
-    {"pipeline", "repack", "merge", "diff", "auditing"},
+    {"job"},
+    {"mapping"},
+    {"pipeline", "ranks", "repack", "diff", "auditing", "trial"},
+    {"merge"},
     {"cli", "__main__", "demo", "recipe_flags", "recipe_import", "recipes"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

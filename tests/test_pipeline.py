@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import maskpipe
-from maskpipe import demo_data, partitions, pipeline
+from maskpipe import demo_data, partitions
 from maskpipe.chat import read_record
 from maskpipe.document import Document
 from maskpipe.encoder import Encoder
@@ -25,6 +25,7 @@ from maskpipe.roles import Role
 from maskpipe.shards.verify import verify
 from maskpipe.sources import limits
 from maskpipe.tokenizer import Tokenizer
+from maskpipe.trial import dry_run
 
 TOKENIZER = Tokenizer.load(demo_data.tokenizer())
 SHORT = Recipe(sequence_length=512)
@@ -193,11 +194,11 @@ def test_every_conversation_can_be_proved_by_shadow_rendering(tmp_path: Path) ->
 
 
 def test_a_dry_run_says_what_prepare_makes_and_writes_nothing(tmp_path: Path) -> None:
-    trial = pipeline.dry_run(demo_data.chats(), tokenizer=TOKENIZER, recipe=SHORT)
+    trial = dry_run(demo_data.chats(), tokenizer=TOKENIZER, recipe=SHORT)
     prepared = maskpipe.prepare(demo_data.chats(), tmp_path / "out", tokenizer=TOKENIZER, recipe=SHORT, workers=1)
     totals = prepared.manifest.totals
     assert (trial.tokens, trial.loss_tokens, trial.sequences) == (totals.n_tokens, totals.n_loss, totals.sequences)
-    assert pipeline.dry_run(demo_data.chats(), tokenizer=TOKENIZER, records=5).records == 5
+    assert dry_run(demo_data.chats(), tokenizer=TOKENIZER, records=5).records == 5
 
 
 def test_the_recipe_of_a_dataset_makes_the_same_dataset_again(tmp_path: Path) -> None:

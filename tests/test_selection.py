@@ -23,12 +23,12 @@ from maskpipe.chat import read_all
 from maskpipe.errors import DatasetError, RecordError, UsageError
 from maskpipe.keys import SIZE, as_numbers, in_share, key_of, threshold
 from maskpipe.partitions import Stage
-from maskpipe.pipeline import dry_run
 from maskpipe.recipe import Recipe
 from maskpipe.selection import ChunkDocuments, ChunkKeys, Selection
 from maskpipe.shards.verify import verify
 from maskpipe.sources import limits
 from maskpipe.tokenizer import Tokenizer
+from maskpipe.trial import dry_run
 from tests.reference.selection import expected_sides
 
 TOKENIZER = Tokenizer.load(demo_data.tokenizer())

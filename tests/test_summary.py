@@ -16,9 +16,10 @@ import yaml
 import maskpipe
 from maskpipe import card, demo_data, summary
 from maskpipe.findings import Finding
-from maskpipe.pipeline import Prepared, dry_run
+from maskpipe.pipeline import Prepared
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Role
+from maskpipe.trial import dry_run
 
 
 @pytest.fixture(scope="module")

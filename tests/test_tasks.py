@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import maskpipe
-from maskpipe import commit, demo_data, durable, partial, partitions, pipeline, sources
+from maskpipe import commit, demo_data, durable, mapping, partial, partitions, sources
 from maskpipe.encoder import Encoder
 from maskpipe.errors import DatasetError, MaskpipeError, RecordError, UsageError
 from maskpipe.guard import UNGUARDED
@@ -336,4 +336,4 @@ def test_racing_commits_that_differ_have_one_winner(tmp_path: Path) -> None:
 def test_the_attempts_that_run_json_counts_are_the_tasks_of_the_plan(chats: Path, tmp_path: Path) -> None:
     tasks = prepare(chats, tmp_path / "out")
     assert tasks["attempts"]["write"] == len(maskpipe.open(tmp_path / "out").manifest.shards)
-    assert pipeline.EXAMPLES == 20
+    assert mapping.EXAMPLES == 20
