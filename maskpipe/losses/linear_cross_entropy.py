@@ -82,8 +82,8 @@ def linear_cross_entropy(
     softcap          z = softcap · tanh(z / softcap), > 0;  scale: z = scale · (x Wᵀ + b), before it
     label_smoothing  in [0, 1): (1 - a) nll + a · mean over the vocabulary, as torch does it
     z_loss           adds z_loss · logsumexp², >= 0
-    entropy          also gives the entropy per token (one more chunk of memory)
-    chunk            rows per chunk; default: their logits take at most 1/8 of a float32 dW
+    entropy          also gives the entropy per token (off the CPU one more chunk of memory)
+    chunk            rows per chunk; default: their logits take at most 3/8 of a float32 dW (operators.py)
     allow_retain_graph  lets backward() run more than once, at the cost of a copy of every gradient
     backend          "maskpipe", "torch" (F.linear_cross_entropy on the gathered rows), or one that was registered
 
@@ -225,7 +225,7 @@ def _maskpipe(
 
 
 def default_chunk(hidden: Tensor, plan: LossPlan, head: Head, entropy: bool) -> int:
-    buffers = 1 + bool(head.softcap) + entropy
+    buffers = 1 + bool(head.softcap) + (entropy and hidden.device.type != "cpu")
     return chunk_rows(plan.rows.shape[0], hidden.shape[1], hidden.device, buffers)
 
 

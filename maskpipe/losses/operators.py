@@ -16,14 +16,19 @@ from maskpipe.losses.softmax import Head, RowLosses, softmax_losses_
 
 
 def chunk_rows(rows: int, hidden_size: int, device: torch.device, buffers: int) -> int:
-    """Rows of one chunk, evenly cut: logits of at most 1/8 of a float32 dW, or 128 rows (1,024 off the CPU).
+    """Rows of one chunk, about evenly cut; a multiple of 8, which libraries multiply up to 6 % faster.
 
-    At least 1,024 on an accelerator because reading and writing dW once per chunk costs 8 bytes an element.
+    On the CPU their logits take at most 3/8 of a float32 dW, or 120 rows; beyond 384 rows nothing is gained, so wide
+    models take 1/8 of it. At least 1,024 on an accelerator because reading and writing dW once per chunk costs 8 bytes
+    an element.
     """
-    most = max(128, hidden_size // 8) if device.type == "cpu" else max(1024, hidden_size // 8)
-    most = max(1, most // buffers)
+    if device.type == "cpu":
+        most = max(120, min(384, 3 * hidden_size // 8), hidden_size // 8)
+    else:
+        most = max(1024, hidden_size // 8)
+    most = max(8, most // buffers // 8 * 8)
     pieces = max(1, -(-rows // most))
-    return max(1, -(-rows // pieces))
+    return max(8, -(-rows // (8 * pieces)) * 8)
 
 
 def linear_cross_entropy_body(
@@ -72,17 +77,20 @@ def linear_cross_entropy_body(
                 x = torch.where((each != 0).unsqueeze(1), x, 0)
             z = buffer.narrow(0, 0, where.shape[0])
             matmul.logits(x, weight, bias, z)
-            losses.append(softmax_losses_(z, target, each, head, gradient=gradient, entropy=entropy))
+            found, factor = softmax_losses_(
+                z, target, each, head, gradient=gradient, entropy=entropy, defer=matmul.keeps(hidden)
+            )
+            losses.append(found)
             if hidden_gradient:
-                dx = matmul.hidden_gradient(z, weight).to(dhidden.dtype)
+                dx = matmul.hidden_gradient(z, weight, factor).to(dhidden.dtype)
                 if distinct_rows:
                     dhidden.index_copy_(0, where, dx)
                 else:
                     dhidden.index_add_(0, where, dx)
             if weight_gradient:
-                matmul.add_weight_gradient(z, x, dweight, first=len(losses) == 1)
+                matmul.add_weight_gradient(z, x, dweight, factor, first=len(losses) == 1)
             if bias_gradient:
-                dbias.add_(z.sum(0))
+                dbias.add_(z.sum(0) if factor is None else torch.mv(z.t(), factor.squeeze(1)))
     return *_joined(losses, weights, hidden), dhidden.to(hidden.dtype), dweight, dbias
 
 
@@ -127,7 +135,7 @@ def cross_entropy_body(
     head = Head(softcap, scale, label_smoothing, z_loss)
     wide = matmul.sum_dtype(logits)
     losses = [
-        softmax_losses_(_rows_of(logits, where, each, wide), target, each, head, gradient=False, entropy=entropy)
+        softmax_losses_(_rows_of(logits, where, each, wide), target, each, head, gradient=False, entropy=entropy)[0]
         for where, target, each in _chunks(rows, targets, weights, chunk)
     ]
     return _joined(losses, weights, logits)

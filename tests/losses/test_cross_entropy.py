@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from maskpipe.errors import UsageError
-from maskpipe.losses import LossOut, LossPlan, cross_entropy, linear_cross_entropy, register_backend
+from maskpipe.losses import LossOut, LossPlan, cross_entropy, linear_cross_entropy, register_backend, softmax
 from maskpipe.losses.linear_cross_entropy import BackendResult
+from maskpipe.losses.operators import chunk_rows
 from tests.losses.made import Made, made
 from tests.reference import losses as slow
 
@@ -113,6 +114,32 @@ def test_float32_errors_at_the_size_of_a_small_head() -> None:
         close(weight.grad, gradients[1], 1e-6),
     )
     print("float32 errors of loss, dhidden, dweight: " + ", ".join(f"{x:.1e}" for x in figures))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_how_many_rows_go_through_the_cache_together_changes_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = made(19)
+    found = []
+    for cached in (1, 3 * 29, 1 << 20):
+        monkeypatch.setattr(softmax, "CACHED", cached)
+        hidden, weight, bias = m.leaves()
+        out = linear_cross_entropy(hidden, weight, m.plan(weighted=True), bias=bias, entropy=True, **options)
+        out.loss.backward()
+        found.append([out.loss, out.logps, out.entropy, hidden.grad, weight.grad, bias.grad])
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            assert ours is not None and theirs is not None
+            close(theirs, ours, 1e-6)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(410, 256), (1, 256), (786, 512), (1656, 1024), (5000, 8192), (100, 8)])
+@pytest.mark.parametrize("buffers", [1, 2])
+def test_chunks_of_logits_stay_small_and_are_multiples_of_eight(rows: int, size: int, buffers: int) -> None:
+    chunk = chunk_rows(rows, size, torch.device("cpu"), buffers)
+    assert chunk % 8 == 0 and chunk * buffers <= max(120, 3 * size / 8, size / 8)
+    assert 2 * chunk * buffers >= min(rows, 120) - 16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
