@@ -511,14 +511,15 @@ struct PyDelivered {
   std::shared_ptr<maskpipe::Reader> reader;
   maskpipe::Delivered batch;
   maskpipe::ColumnPlaces places;
-  py::object keep;  // of the slot
+  py::object keep;  // of the slot, once an array has it
   std::optional<maskpipe::Segments> segments;
   std::optional<maskpipe::BatchRuns> runs;
 
   template <typename Value>
-  py::object dense(std::int64_t place) const {
+  py::object dense(std::int64_t place) {
     if (place < 0) return py::none();
-    const auto rows = static_cast<py::ssize_t>(batch.rows.rows.size());
+    if (!keep) keep = keeper(maskpipe::Slot(batch.slot));
+    const auto rows = static_cast<py::ssize_t>(batch.job->rows().rows.size());
     const auto length = static_cast<py::ssize_t>(reader->sequence_length());
     const auto size = static_cast<py::ssize_t>(sizeof(Value));
     return py::array(py::dtype::of<Value>(), {rows, length}, {length * size, size}, batch.slot.memory + place, keep);
@@ -533,8 +534,8 @@ struct PyDelivered {
     if (name == "segment_ids") return dense<std::int32_t>(places.segments);
     if (name == "loss_weights") return dense<float>(places.weights);
     if (name == "role_ids") return dense<std::uint8_t>(places.roles);
-    if (name == "sources") return to_numpy(owned(std::span<const std::int32_t>(batch.rows.sources)));
-    if (name == "rows") return to_numpy(owned(std::span<const std::int64_t>(batch.rows.rows)));
+    if (name == "sources") return to_numpy(owned(std::span<const std::int32_t>(batch.job->rows().sources)));
+    if (name == "rows") return to_numpy(owned(std::span<const std::int64_t>(batch.job->rows().rows)));
     if (name.starts_with("run_")) {
       if (!runs) runs = reader->runs(*batch.job);
       if (name == "run_ends") return to_numpy(std::move(runs->ends));
@@ -654,13 +655,14 @@ void bind_reader(py::module_& m) {
       .def("place", [](const PyDelivered& self) { return to_tuple(self.batch.after); })
       .def("numbers",
            [](const PyDelivered& self) {
-             const maskpipe::RowTotals& own = self.batch.own;
+             const maskpipe::RowTotals own = self.batch.job->totals();
              return py::make_tuple(own.longest, own.tokens, own.shared);
            })
       .def("whole",
            [](const PyDelivered& self) -> py::object {
-             if (!self.batch.whole) return py::none();
-             return py::make_tuple(self.batch.whole->tokens, self.batch.whole->pairs, self.batch.whole->weight);
+             const std::optional<maskpipe::RowTotals> whole = self.batch.whole();
+             if (!whole) return py::none();
+             return py::make_tuple(whole->tokens, whole->pairs, whole->weight);
            })
       .def("address", [](const PyDelivered& self) { return reinterpret_cast<std::uintptr_t>(self.batch.slot.memory); });
   py::class_<PyStream>(m, "Stream")
@@ -720,6 +722,7 @@ void bind_reader(py::module_& m) {
                                   to_tuple(plan->after));
           },
           "place"_a)
+      .def("place", [](const PyStream& self) { return to_tuple(self.stream.place()); })
       .def("submit", [](PyStream& self) { return without_gil([&] { return self.stream.submit(); }); })
       .def("ahead", [](const PyStream& self) { return without_gil([&] { return self.stream.ahead(); }); })
       .def(
@@ -729,9 +732,8 @@ void bind_reader(py::module_& m) {
             if (n < 0) throw py::value_error("depth must be at least 0");
             auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
             if (!batch) return nullptr;
-            py::capsule keep = keeper(maskpipe::Slot(batch->slot));
             return std::unique_ptr<PyDelivered>(new PyDelivered{self.stream.reader(), std::move(*batch), self.places,
-                                                                std::move(keep), std::nullopt, std::nullopt});
+                                                                py::object(), std::nullopt, std::nullopt});
           },
           "depth"_a);
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <stdexcept>
 
 #include "facts.h"
@@ -129,7 +130,7 @@ void Reader::submit(const std::shared_ptr<Job>& job) {
 }
 
 void Reader::work() {
-  Scratch scratch;
+  Bench bench;
   std::unique_lock lock(queue_mutex_);
   for (;;) {
     work_ready_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
@@ -143,7 +144,7 @@ void Reader::work() {
     if (job->cancelled_) continue;
     ++job->active_;
     lock.unlock();
-    run(*job, first, last, scratch);
+    run(*job, first, last, bench);
     lock.lock();
     --job->active_;
     job->done_ += last - first;
@@ -183,64 +184,89 @@ void Reader::cancel(Job& job) {
   std::erase_if(queue_, [&](const std::shared_ptr<Job>& other) { return other.get() == &job; });
 }
 
-void Reader::run(Job& job, std::size_t first, std::size_t last, Scratch& scratch) {
+void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
   try {
-    const std::size_t rows = job.rows_.rows.size();
-    for (std::size_t k = first; k < last; ++k) {
-      if (k < rows) {
-        row(job, k, scratch);
-      } else {
-        facts_of_step(job, k - rows, scratch);
-      }
+    find_all(job, first, last, bench);
+    for (std::size_t number = 0; number < bench.visits.size(); ++number) {
+      explained(bench.visits[number].found, [&] { visit(job, number, bench); });
     }
   } catch (const std::exception& error) {
     const std::lock_guard lock(queue_mutex_);
     if (job.error_.empty()) job.error_ = error.what();
   }
-  scratch.file = nullptr;  // a thread that waits keeps no file open
+  bench.visits.clear();
+  bench.scratch.file = nullptr;  // a thread that waits keeps no file open
 }
 
-void Reader::row(Job& job, std::size_t k, Scratch& scratch) {
-  const std::int64_t length = options_.sequence_length;
-  const auto at = static_cast<std::int64_t>(k) * length;
+// Where the rows lie, in the order of files and places, and the blocks that are there already. Rows of padding, which
+// lie nowhere, are made at once.
+void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& bench) {
+  const std::size_t rows = job.rows_.rows.size();
+  std::vector<Visit>& visits = bench.visits;
+  visits.clear();
+  for (std::size_t k = first; k < last; ++k) {
+    const Job::Rows& asked = k < rows ? job.rows_ : job.step_;
+    const std::size_t at = k < rows ? k : k - rows;
+    if (asked.sources[at] >= 0) {
+      visits.push_back({k, find(asked.sources[at], asked.rows[at]), nullptr});
+    } else if (k < rows) {
+      pad_row(job, k, bench.scratch);
+    }
+  }
+  std::ranges::sort(visits, [](const Visit& a, const Visit& b) {
+    return a.found.shard != b.found.shard ? std::less<>()(a.found.shard, b.found.shard) : a.found.row < b.found.row;
+  });
+  const std::lock_guard lock(cache_mutex_);
+  for (Visit& visit : visits) {
+    const auto number = static_cast<std::size_t>(visit.found.row / visit.found.shard->source.batch_rows);
+    visit.block = kept_block(*visit.found.shard, number);
+  }
+}
+
+RowOut Reader::columns_of(const Job& job, std::size_t k) const {
+  const auto at = static_cast<std::int64_t>(k) * options_.sequence_length;
   const auto of = [&](auto* column) { return column == nullptr ? nullptr : column + at; };
   const BatchOut& out = job.out_;
-  const RowOut columns{of(out.ids32),     of(out.ids),      of(out.labels),  of(out.targets),
-                       of(out.positions), of(out.segments), of(out.weights), of(out.roles)};
-  const std::int32_t source = job.rows_.sources[k];
-  if (source == -1) {
-    scratch.bytes.resize(std::max(scratch.bytes.size(), static_cast<std::size_t>(length) * 4));
-    auto* ids = reinterpret_cast<std::int32_t*>(scratch.bytes.data());
-    std::fill_n(ids, length, sources_.front().pad_id);
-    job.blocks_[k] = padding_;
-    expand_row({ids, static_cast<std::size_t>(length)}, padding_->row(0), columns);
-    return;
-  }
-  const Found place = find(source, job.rows_.rows[k]);
-  explained(place, [&] {
-    Shard& shard = *place.shard;
-    open(shard, scratch);
-    const std::int64_t in_block = place.row % shard.source.batch_rows;
-    job.blocks_[k] = block(shard, static_cast<std::size_t>(place.row / shard.source.batch_rows), scratch);
-    job.places_[k] = static_cast<std::int32_t>(in_block);
-    const Block& facts = *job.blocks_[k];
-    const std::uint8_t* bytes = shard.file.read(facts.ids_offset + in_block * length * 4, length * 4, scratch);
-    expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)},
-               facts.row(static_cast<std::size_t>(in_block)), columns);
-  });
+  return {of(out.ids32),     of(out.ids),      of(out.labels),  of(out.targets),
+          of(out.positions), of(out.segments), of(out.weights), of(out.roles)};
 }
 
-void Reader::facts_of_step(Job& job, std::size_t k, Scratch& scratch) {
-  const std::int32_t source = job.step_.sources[k];
-  if (source == -1) return;
-  const Found place = find(source, job.step_.rows[k]);
-  explained(place, [&] {
-    Shard& shard = *place.shard;
-    open(shard, scratch);
-    const auto block_at = static_cast<std::size_t>(place.row / shard.source.batch_rows);
-    job.of_step_[k] =
-        block(shard, block_at, scratch)->totals[static_cast<std::size_t>(place.row % shard.source.batch_rows)];
-  });
+void Reader::pad_row(Job& job, std::size_t k, Scratch& scratch) const {
+  const auto length = static_cast<std::size_t>(options_.sequence_length);
+  scratch.bytes.resize(std::max(scratch.bytes.size(), length * 4));
+  auto* ids = reinterpret_cast<std::int32_t*>(scratch.bytes.data());
+  std::fill_n(ids, length, sources_.front().pad_id);
+  job.blocks_[k] = padding_;
+  expand_row({ids, length}, padding_->row(0), columns_of(job, k));
+}
+
+void Reader::visit(Job& job, std::size_t number, Bench& bench) {
+  const std::int64_t length = options_.sequence_length;
+  Visit& visit = bench.visits[number];
+  Shard& shard = *visit.found.shard;
+  const std::int64_t step = shard.source.batch_rows, in_block = visit.found.row % step;
+  if (number == 0 || bench.visits[number - 1].found.shard != &shard) open(shard, bench.scratch);
+  if (visit.block == nullptr)
+    visit.block = block(shard, static_cast<std::size_t>(visit.found.row / step), bench.scratch);
+  const std::size_t rows = job.rows_.rows.size(), k = visit.k, place = static_cast<std::size_t>(in_block);
+  if (k >= rows) {
+    job.of_step_[k - rows] = visit.block->totals[place];
+    return;
+  }
+  // While this row is proved, the next one is on its way from memory.
+  std::int64_t next = -1;
+  if (number + 1 < bench.visits.size()) {
+    const Visit& after = bench.visits[number + 1];
+    if (after.k < rows && after.found.shard == &shard && after.block != nullptr) {
+      next = after.block->ids_offset + after.found.row % step * length * 4;
+    }
+  }
+  const std::uint8_t* bytes =
+      shard.file.read(visit.block->ids_offset + in_block * length * 4, length * 4, bench.scratch, next);
+  job.places_[k] = static_cast<std::int32_t>(in_block);
+  expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)}, visit.block->row(place),
+             columns_of(job, k));
+  job.blocks_[k] = std::move(visit.block);
 }
 
 Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
@@ -298,15 +324,18 @@ void Reader::close_file(std::size_t source, std::size_t number) {
   std::erase(opened_, shard.get());
 }
 
+// A block that is in the cache, or nullptr; with cache_mutex_.
+std::shared_ptr<const Block> Reader::kept_block(Shard& shard, std::size_t number) {
+  if (shard.blocks[number] != nullptr) cached_.splice(cached_.begin(), cached_, shard.kept[number]);
+  return shard.blocks[number];
+}
+
 std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scratch& scratch) {
-  const auto look = [&]() -> std::shared_ptr<const Block> {
-    const std::lock_guard lock(cache_mutex_);
-    if (shard.blocks[number] != nullptr) cached_.splice(cached_.begin(), cached_, shard.kept[number]);
-    return shard.blocks[number];
-  };
-  if (auto found = look()) return found;
   const std::lock_guard decoding(shard.mutex);
-  if (auto found = look()) return found;
+  {
+    const std::lock_guard lock(cache_mutex_);
+    if (auto found = kept_block(shard, number)) return found;
+  }
   std::shared_ptr<const Block> made = decode(shard, number, scratch);
   const std::lock_guard lock(cache_mutex_);
   shard.blocks[number] = made;

@@ -79,6 +79,8 @@ class Job {
   RowTotals totals() const;
   RowTotals step_totals() const;
 
+  const Rows& rows() const { return rows_; }
+
  private:
   friend class Reader;
   std::size_t size() const { return rows_.rows.size() + step_.rows.size(); }
@@ -144,14 +146,28 @@ class Reader {
     Shard* shard;
     std::size_t block;
   };
+  // A row of a job on its way: k-th of its rows, or of its step after them.
+  struct Visit {
+    std::size_t k;
+    Found found;
+    std::shared_ptr<const Block> block;  // nullptr until it is known
+  };
+  // What one thread works with.
+  struct Bench {
+    Scratch scratch;
+    std::vector<Visit> visits;
+  };
 
   void work();
-  void run(Job& job, std::size_t first, std::size_t last, Scratch& scratch);
-  void row(Job& job, std::size_t k, Scratch& scratch);
-  void facts_of_step(Job& job, std::size_t k, Scratch& scratch);
+  void run(Job& job, std::size_t first, std::size_t last, Bench& bench);
+  void find_all(Job& job, std::size_t first, std::size_t last, Bench& bench);
+  void visit(Job& job, std::size_t number, Bench& bench);
+  void pad_row(Job& job, std::size_t k, Scratch& scratch) const;
+  RowOut columns_of(const Job& job, std::size_t k) const;
   Found find(std::int32_t source, std::int64_t row);
   template <typename Call>
   void explained(const Found& found, Call call);
+  std::shared_ptr<const Block> kept_block(Shard& shard, std::size_t number);
   std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
   void open(Shard& shard, Scratch& scratch);
@@ -176,7 +192,7 @@ class Reader {
   std::deque<std::shared_ptr<Job>> queue_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;
-  Scratch own_;  // of wait() without threads
+  Bench own_;  // of wait() without threads
   std::int64_t process_;
   std::atomic<std::int64_t> decoded_ = 0;
 };

@@ -25,11 +25,11 @@ alignas(64) constexpr std::uint64_t words[] = {
 
 // Σ (low half ^ key) * (high half ^ key) per lane of 64 bits, and the lane itself added to its neighbour, as XXH3 does
 // between two scrambles: the keys move on by one word per 64 bytes.
-MASKPIPE_AVX2 std::uint32_t seal_page(const std::uint8_t* bytes) {
+MASKPIPE_AVX2 std::uint32_t seal_page(const std::uint8_t* bytes, const std::uint8_t* ahead) {
   __m256i sums[2] = {_mm256_set1_epi64x(static_cast<long long>(words[22])),
                      _mm256_set1_epi64x(static_cast<long long>(words[23]))};
   for (int line = 0; line < static_cast<int>(page_size / 64); ++line) {
-    __builtin_prefetch(bytes + page_size + 64 * line);  // of a mapping, mostly: nothing came before this
+    __builtin_prefetch(ahead + 64 * line, 0, 2);
     for (int half = 0; half < 2; ++half) {
       const auto in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 64 * line + 32 * half));
       const auto key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + line / 2 + 4 * half));
@@ -50,10 +50,10 @@ MASKPIPE_AVX2 std::uint32_t seal_page(const std::uint8_t* bytes) {
 
 }  // namespace
 
-std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length) {
+std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length, [[maybe_unused]] const std::uint8_t* ahead) {
 #ifdef MASKPIPE_AVX2
   static const bool wide = __builtin_cpu_supports("avx2");
-  if (wide && length == page_size) return seal_page(bytes);
+  if (wide && length == page_size) return seal_page(bytes, ahead == nullptr ? bytes + page_size : ahead);
 #endif
   return folded(xxh3(bytes, static_cast<std::size_t>(length)));
 }

@@ -8,7 +8,8 @@ namespace maskpipe {
 
 inline constexpr std::int64_t page_size = 1 << 10;
 
-// 32 bits from `length` bytes, at most page_size.
-std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length);
+// 32 bits from `length` bytes, at most page_size. ahead: of the page that comes next, or nullptr; it is never read,
+// only fetched, so it may lie anywhere.
+std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length, const std::uint8_t* ahead = nullptr);
 
 }  // namespace maskpipe

@@ -112,7 +112,7 @@ const std::uint8_t* ShardFile::prove_region(std::int64_t region, Scratch& scratc
   return bytes;
 }
 
-const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch) {
+const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch, std::int64_t next) {
   const OpenFile& file = *scratch.file;
   const std::uint8_t* const mapped = file.mapped;
   if (verify_ == Verify::off) {
@@ -144,7 +144,9 @@ const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Sc
       if (verify_ == Verify::every_read) {
         for (std::int64_t page = at / page_size; page * page_size < stop; ++page) {
           const std::int64_t of_page = length_of(size_, page_size, page);
-          if (seal(bytes + (page * page_size - at), of_page) != seals->pages[page % (region_size / page_size)]) {
+          const std::uint8_t* ahead = nullptr;
+          if (mapped != nullptr && next >= 0) ahead = mapped + (next / page_size - first_page + page) * page_size;
+          if (seal(bytes + (page * page_size - at), of_page, ahead) != seals->pages[page % (region_size / page_size)]) {
             throw WrongBytes{region, "its bytes changed while it was in use (byte " + std::to_string(page * page_size) +
                                          " or one of the " + std::to_string(of_page - 1) + " after it)"};
           }

@@ -57,8 +57,9 @@ class ShardFile {
   void close();
 
   // `length` bytes from `offset`, both inside the file's size, proved as `verify` says. Valid until the scratch is used
-  // again. Throws WrongBytes. Any number of threads, each with its scratch, for which this file was opened.
-  const std::uint8_t* read(std::int64_t offset, std::int64_t length, Scratch& scratch);
+  // again. Throws WrongBytes. Any number of threads, each with its scratch, for which this file was opened. next: where
+  // the same will be asked for next, or -1: it is a hint.
+  const std::uint8_t* read(std::int64_t offset, std::int64_t length, Scratch& scratch, std::int64_t next = -1);
 
   std::int64_t size() const { return size_; }
   const std::string& path() const { return path_; }

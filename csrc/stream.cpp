@@ -79,7 +79,7 @@ void Stream::give_up() {
 void Stream::stand(Place place, std::vector<std::int64_t> rates, std::int64_t end) {
   const std::lock_guard lock(mutex_);
   give_up();
-  planned_ = std::move(place);
+  planned_ = delivered_ = std::move(place);
   planner_.mix(std::move(rates), end);
 }
 
@@ -105,13 +105,15 @@ bool Stream::submit_one() {
   const std::shared_ptr<Whole> whole = whole_;
   const std::int64_t begin = planned_.within, end = begin + planner_.shape().batch;
   if (begin < 0 || end > planner_.slice()) throw std::invalid_argument("a place is outside its global batch");
-  const auto part = [&](const auto& values) {
+  const auto part = [&](auto& values) {
+    if (planner_.shape().batch == planner_.slice()) return std::move(values);
     return std::remove_cvref_t<decltype(values)>(values.begin() + begin, values.begin() + end);
   };
   Job::Rows rows{part(whole->plan.slice.sources), part(whole->plan.slice.rows)};
   const bool looks = !looked_ && !whole->plan.whole.rows.empty();
   Slot slot = take_();
-  auto job = std::make_shared<Job>(rows, looks ? std::move(whole->plan.whole) : Job::Rows{}, columns_of(slot));
+  auto job =
+      std::make_shared<Job>(std::move(rows), looks ? std::move(whole->plan.whole) : Job::Rows{}, columns_of(slot));
   reader_->submit(job);
   looked_ = true;
   if (end == planner_.slice()) {
@@ -120,7 +122,7 @@ bool Stream::submit_one() {
   } else {
     planned_.within = end;
   }
-  pending_.push_back({std::move(job), std::move(slot), std::move(rows), planned_, whole, looks});
+  pending_.push_back({std::move(job), std::move(slot), planned_, whole, looks});
   return true;
 }
 
@@ -150,12 +152,16 @@ std::optional<Delivered> Stream::next(std::size_t depth) {
     reader_->cancel(*pending.job);
     throw;
   }
-  const RowTotals own = pending.job->totals();
   if (pending.looks) pending.whole->totals = pending.job->step_totals();
+  delivered_ = pending.after;
   const RunShape& shape = planner_.shape();
-  if (shape.totals && shape.batch == shape.global_batch) pending.whole->totals = own;
-  return Delivered{std::move(pending.slot), std::move(pending.rows), std::move(pending.after), own,
-                   pending.whole->totals,   std::move(pending.job)};
+  return Delivered{std::move(pending.slot), std::move(pending.after), std::move(pending.job),
+                   shape.totals && shape.batch == shape.global_batch, pending.whole->totals};
+}
+
+Place Stream::place() const {
+  const std::lock_guard lock(mutex_);
+  return delivered_;
 }
 
 }  // namespace maskpipe

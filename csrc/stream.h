@@ -72,11 +72,13 @@ struct ColumnPlaces {
 // A batch that is read and proved.
 struct Delivered {
   Slot slot;
-  Job::Rows rows;
   Place after;
-  RowTotals own;                   // of this batch
-  std::optional<RowTotals> whole;  // of its global batch, on all ranks; the same number everywhere
-  std::shared_ptr<const Job> job;  // for Reader::segments and runs
+  std::shared_ptr<const Job> job;          // its rows and totals; for Reader::segments and runs
+  bool is_whole;                           // the batch is its global batch, and that one's totals are asked for
+  std::optional<RowTotals> shared_totals;  // of its global batch, where it is a part of one
+
+  // Of its global batch, on all ranks; the same number everywhere.
+  std::optional<RowTotals> whole() const { return is_whole ? job->totals() : shared_totals; }
 };
 
 class Stream {
@@ -100,6 +102,9 @@ class Stream {
   // Reader::wait throws; the batch is gone then.
   std::optional<Delivered> next(std::size_t depth);
 
+  // After the batch that was given out last, or where it was told to stand.
+  Place place() const;
+
   const Planner& planner() const { return planner_; }
   const std::shared_ptr<Reader>& reader() const { return reader_; }
 
@@ -111,7 +116,6 @@ class Stream {
   struct Pending {
     std::shared_ptr<Job> job;
     Slot slot;
-    Job::Rows rows;
     Place after;
     std::shared_ptr<Whole> whole;
     bool looks;  // at the facts of the whole global batch
@@ -126,7 +130,7 @@ class Stream {
   ColumnPlaces columns_;
   std::function<Slot()> take_;
   mutable std::mutex mutex_;  // of all below
-  Place planned_{};
+  Place delivered_{}, planned_{};
   std::shared_ptr<Whole> whole_;  // the global batch that planned_ is inside of
   bool looked_ = false;
   std::deque<Pending> pending_;

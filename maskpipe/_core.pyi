@@ -434,6 +434,9 @@ class Stream:
     def stand(self, place: _Place, rates: _Int64, end: SupportsIndex) -> None:
         """Goes on from a place. rates: of the mixture; end: sum of the counts where the pass ends, -1 for never."""
 
+    def place(self) -> _Place:
+        """After the batch that was given out last, or where it was told to stand."""
+
     def plan(self, place: _Place) -> tuple[_Int32, _Int64, _Place] | None:
         """Sources and rows of this rank's slice of the global batch after a place, and the place after it; None at the
         end of the pass."""

@@ -165,9 +165,8 @@ class Loader(IterableDataset[Any]):
         self._step_totals = step_totals
         self._columns = Columns(self.batch_size * self.sequence_length, _column_names(columns, expand))
         self._ended = False
-        self._last: _core.Delivered | None
         self._stand(self._fresh())
-        self._start()
+        self._start(_place_of(self._base))
 
     def __iter__(self) -> Loader:
         """Itself. Begins the next pass when the one before has ended."""
@@ -181,26 +180,27 @@ class Loader(IterableDataset[Any]):
     def __next__(self) -> Any:
         """The next batch. DatasetError, and no batch, when a byte of it is not what the manifest says."""
         if self._process != os.getpid():
-            self._start()
+            self._start(self._place)
         if self._ended:
             raise StopIteration
         held = None if self._ahead is None else self._hold_ahead()
         try:
             given = self._stream.next(self._prefetch if self._ahead is None else 0)
         except RuntimeError as error:
-            self._restart()
+            self._restart(self._place)
             refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
             repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
             raise DatasetError(f"{error}; {repair}") from None
         if given is None:
             self._ended = True
             self._stand(self._next_pass(self._state()))
-            self._restart()
+            self._restart(_place_of(self._base))
             raise StopIteration
         if held is not None:
             held.release()
-        self._last = given
-        batch = self._slots.deliver(Batch(given, self._run, {}), given.address())
+        batch = Batch(given, self._run, {})
+        if self._slots.moves:
+            batch = self._slots.deliver(batch, given.address())
         if self._yields == "hf":
             return batch.as_hf()
         return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
@@ -240,7 +240,7 @@ class Loader(IterableDataset[Any]):
         """
         self._stand(self._fit(State.from_dict(state)))
         self._ended = False
-        self._restart()
+        self._restart(_place_of(self._base))
 
     @property
     def fetched(self) -> dict[str, int]:
@@ -251,7 +251,7 @@ class Loader(IterableDataset[Any]):
 
     def close(self) -> None:
         """Gives up what was read ahead, and what is being fetched. Used again, it goes on where it stands."""
-        self._restart()
+        self._restart(self._place)
         if self._ahead is not None:
             self._ahead.stop()
             self._process = -1
@@ -369,22 +369,22 @@ class Loader(IterableDataset[Any]):
         return fitted if same else self._with_rates(fitted)
 
     def _stand(self, state: State) -> None:
-        """Makes `state` the place to go on from."""
-        self._base, self._last = state, None
+        """What holds for the pass that `state` is in."""
+        self._base = state
         self._run = Run((self.batch_size, self.sequence_length), self.world_size, partial(_state_dict, state))
 
     @property
     def _place(self) -> Place:
         """After the last batch that was given out."""
-        return _place_of(self._base) if self._last is None else self._last.place()
+        return self._stream.place()
 
     def _state(self) -> State:
         return _state_at(self._base, self._place)
 
     # Reading ahead
 
-    def _start(self) -> None:
-        """Threads, memory and a plan, in this process."""
+    def _start(self, place: Place) -> None:
+        """Threads, memory and a plan from `place` on, in this process."""
         self._process = os.getpid()
         threads, verify, io, cache_bytes = self._reading
         sources = [_core_source(dataset) for dataset in self.datasets]
@@ -420,21 +420,21 @@ class Loader(IterableDataset[Any]):
         )
         self._held: deque[Held] = deque()
         self._ahead: Ahead[Place] | None = Ahead(self.datasets, self._reader.close_file) if self._is_remote else None
-        self._restart()
+        self._restart(place)
 
     @property
     def _is_remote(self) -> bool:
         return any(isinstance(dataset, RemoteDataset) for dataset in self.datasets)
 
-    def _restart(self) -> None:
-        """What was read ahead is given up; the stream goes on from the last batch that was given out."""
+    def _restart(self, place: Place) -> None:
+        """What was read ahead is given up; the stream goes on from `place`."""
         ends = (self._base.passes + 1) * (self.epochs or 0)
         end = -1 if self.epochs is None else ends * sum(map(len, self.datasets))
-        self._stream.stand(self._place, np.array([source.rate for source in self._base.sources], np.int64), end)
+        self._stream.stand(place, np.array([source.rate for source in self._base.sources], np.int64), end)
         self._slots.forget()
         if self._ahead is not None:
             self._held.clear()  # after the jobs, which waited for their threads
-            self._planned = self._place
+            self._planned = place
             self._global: tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], Place] | None = None
             self._ahead.restart()
 

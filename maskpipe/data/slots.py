@@ -51,6 +51,8 @@ class Columns:
 class HostSlots:
     """Pieces for batches that stay on the CPU."""
 
+    moves = False
+
     def __init__(self, columns: Columns) -> None:
         self.memory = _core.Pool(columns.size)
         """What the core takes pieces from."""
@@ -64,6 +66,8 @@ class HostSlots:
 
 class DeviceSlots:
     """Pinned pieces and a side stream, for a CUDA device."""
+
+    moves = True
 
     def __init__(self, columns: Columns, device: torch.device) -> None:
         self._size = columns.size
