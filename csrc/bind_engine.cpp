@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "facts.h"
-#include "hash.h"
 #include "spans.h"
 #include "usual.h"
 
@@ -64,12 +63,8 @@ constexpr std::int64_t role_context = 5, role_other = 6, part_content = 1, part_
 
 std::int64_t role_of(PyObject* name) {
   if (name == nullptr || !PyUnicode_Check(name)) return role_other;
-  static constexpr std::array<std::pair<const char*, std::int64_t>, 5> known = {
-      {{"system", 1}, {"developer", 1}, {"user", 2}, {"assistant", role::assistant}, {"tool", 4}}};
-  for (const auto& [word, role] : known) {
-    if (is(name, word)) return role;
-  }
-  return role_other;
+  const std::int64_t role = role_named(characters(name));
+  return role < 0 ? role_other : role;
 }
 
 // render.py's _Wrapper: the same leaves in the same order.
@@ -172,12 +167,7 @@ class Wrapper {
       const std::int64_t leaf = add(message, role, part);
       Value out = tracked_text(std::move(text), leaf);
       out_.texts.back() = out;
-      const std::u32string& chars = out.as_text().chars;
-      if (part == part_content && role == role::assistant) {
-        static const std::u32string end = U"</think>";
-        const std::size_t at = chars.find(end);
-        if (at != std::u32string::npos) out_.leaves.back()[3] = static_cast<std::int64_t>(at + end.size());
-      }
+      if (part == part_content) out_.leaves.back()[3] = end_of_inline_reasoning(role, out.as_text().chars);
       return out;
     }
     if (value == Py_None) return Value::none();
@@ -330,34 +320,22 @@ std::vector<std::pair<std::u32string, std::u32string>> texts_of(const Pairs& pai
   return out;
 }
 
-// A template with its special tokens.
-struct PyProgram {
-  std::unique_ptr<Program> program;
-  Variables special;
-};
-
 struct PyShown {
+  std::shared_ptr<const ChatTemplate> by;
   std::shared_ptr<Input> input;
   Shown shown;
+  bool is_whole;  // all messages, and no prompt
   py::object text;
 
-  PyShown(std::shared_ptr<Input> given, Rendering rendering)
-      : input(std::move(given)), shown(std::move(rendering), *input) {}
+  PyShown(std::shared_ptr<const ChatTemplate> made_by, std::shared_ptr<Input> given, Rendering rendering, bool whole)
+      : by(std::move(made_by)), input(std::move(given)), shown(std::move(rendering), *input), is_whole(whole) {}
 };
 
-std::unique_ptr<PyShown> render(const PyProgram& self, const std::shared_ptr<Input>& input, std::int64_t count,
-                                bool add_generation_prompt) {
-  if (input->foreign || count < 0 || count > static_cast<std::int64_t>(input->messages.size())) return nullptr;
-  List* list = new List;
-  Variables variables = {{U"messages", Value::of(Kind::list, list)},
-                         {U"tools", input->tools},
-                         {U"documents", input->documents},
-                         {U"add_generation_prompt", Value::boolean(add_generation_prompt)}};
-  list->entries.assign(input->messages.begin(), input->messages.begin() + count);
-  variables.insert(variables.end(), input->kwargs.begin(), input->kwargs.end());
-  variables.insert(variables.end(), self.special.begin(), self.special.end());
+std::unique_ptr<PyShown> render(const std::shared_ptr<ChatTemplate>& by, const std::shared_ptr<Input>& input,
+                                std::int64_t count, bool prompt) {
   try {
-    return std::make_unique<PyShown>(input, self.program->run(variables));
+    const bool whole = !prompt && count == static_cast<std::int64_t>(input->messages.size());
+    return std::make_unique<PyShown>(by, input, by->render(*input, count, prompt), whole);
   } catch (const Bail&) {
     return nullptr;
   }
@@ -381,10 +359,10 @@ void bind_engine(py::module_& m) {
              return TurnHabits{characters(header.ptr()), words(finals), words(middles), words(empty_blocks)};
            }),
            "header"_a, "finals"_a, "middles"_a, "empty_blocks"_a);
-  py::class_<PyProgram> program(m, "TemplateProgram");
+  py::class_<ChatTemplate, std::shared_ptr<ChatTemplate>> program(m, "TemplateProgram");
   py::class_<PyShown>(m, "Shown")
-      .def(py::init([](const PyProgram& given, const std::shared_ptr<Input>& input, std::int64_t count,
-                       bool add_generation_prompt) {
+      .def(py::init([](const std::shared_ptr<ChatTemplate>& given, const std::shared_ptr<Input>& input,
+                       std::int64_t count, bool add_generation_prompt) {
              auto shown = render(given, input, count, add_generation_prompt);
              if (!shown) throw py::value_error("the core does not render this as Python does");
              return shown;
@@ -408,26 +386,24 @@ void bind_engine(py::module_& m) {
       .def("nulls", [](const PyShown& self) { return self.shown.rendering.none_at; })
       .def(
           "needs_comparison",
-          [](const PyShown& self, std::uint64_t one_in) {
-            const Rendering& rendering = self.shown.rendering;
-            if (!rendering.touched.empty()) return true;
-            return xxh3(rendering.text.data(), rendering.text.size() * sizeof(char32_t)) % one_in == 0;
-          },
+          [](const PyShown& self, std::uint64_t one_in) { return needs_comparison(self.shown.rendering, {}, one_in); },
           "one_in"_a)
       .def("shows_all", [](const PyShown& self) { return shows_all(self.shown); })
       .def(
           "usual_turn",
-          [](const PyShown& self, const PyShown& prompt, const PyShown& alone, std::int64_t index,
-             const TurnHabits& habits) -> py::object {
+          [](const PyShown& self, std::int64_t index, const TurnHabits& habits, std::uint64_t one_in) -> py::object {
+            if (!self.is_whole) throw py::value_error("turns are those of a rendering of all messages");
             if (index < 0 || index >= static_cast<std::int64_t>(self.input->roles.size())) {
               throw py::index_error("no such message");
             }
-            const auto found = usual_turn(self.shown, alone.shown, prompt.shown.rendering.text, index, habits);
-            if (!found) return py::none();
-            return py::make_tuple(found->start, found->own_end, found->supplied, to_python(found->tail.text),
-                                  found->tail.own, to_python(found->alone.text), found->alone.own);
+            const Looked looked = usual_turn(*self.by, self.shown, index, habits, one_in);
+            if (looked.needs_comparison) return py::bool_(false);
+            if (!looked.found) return py::none();
+            const UsualTurn& found = *looked.found;
+            return py::make_tuple(found.start, found.own_end, found.supplied, to_python(found.tail.text),
+                                  found.tail.own, to_python(found.alone.text), found.alone.own);
           },
-          "prompt"_a, "alone"_a, "index"_a, "habits"_a)
+          "index"_a, "habits"_a, "one_in"_a)
       .def(
           "spans",
           [](const PyShown& self, const std::vector<TurnPlace>& turns, const py::bytes& text) {
@@ -439,21 +415,29 @@ void bind_engine(py::module_& m) {
       .def(py::init([](const py::tuple& root, std::int32_t slots, const Pairs& clock, const Pairs& special) {
              Builder builder;
              auto node = builder.node(root);
-             PyProgram out{std::make_unique<Program>(std::move(node), builder.count, slots, texts_of(clock)), {}};
-             for (const auto& [name, text] : texts_of(special)) out.special.emplace_back(name, literal_text(text));
-             out.special.emplace_back(U"range", Value{Kind::builtin, -1, builtin_range, {}});
-             out.special.emplace_back(U"namespace", Value{Kind::builtin, -1, builtin_namespace, {}});
-             out.special.emplace_back(U"strftime_now", Value{Kind::builtin, -1, builtin_clock, {}});
+             auto out = std::make_shared<ChatTemplate>();
+             out->program = std::make_unique<Program>(std::move(node), builder.count, slots, texts_of(clock));
+             for (const auto& [name, text] : texts_of(special)) out->special.emplace_back(name, literal_text(text));
+             out->special.emplace_back(U"range", Value{Kind::builtin, -1, builtin_range, {}});
+             out->special.emplace_back(U"namespace", Value{Kind::builtin, -1, builtin_namespace, {}});
+             out->special.emplace_back(U"strftime_now", Value{Kind::builtin, -1, builtin_clock, {}});
              for (const char32_t* name : {U"raise_exception", U"dict", U"lipsum", U"cycler", U"joiner"}) {
-               out.special.emplace_back(name, Value::of(Kind::opaque, nullptr));
+               out->special.emplace_back(name, Value::of(Kind::opaque, nullptr));
              }
              return out;
            }),
            "root"_a, "slots"_a, "clock"_a, "special"_a)
       .def("render", &render, "input"_a, "count"_a, "add_generation_prompt"_a)
       .def(
-          "agree", [](PyProgram& self, const PyShown& shown) { self.program->agree(shown.shown.rendering.touched); },
-          "shown"_a);
+          "agree", [](ChatTemplate& self, const PyShown& shown) { self.program->agree(shown.shown.rendering.touched); },
+          "shown"_a)
+      .def(
+          "timed",
+          [](ChatTemplate& self, bool on) {
+            self.is_timed = on;
+            return std::exchange(self.seconds, 0.0);
+          },
+          "on"_a);
 }
 
 }  // namespace maskpipe

@@ -5,6 +5,8 @@
 #include <limits>
 #include <string_view>
 
+#include "printer.h"
+
 namespace maskpipe {
 namespace {
 
@@ -52,92 +54,10 @@ bool is_method_of_dict(std::u32string_view name) {
   return std::find(methods.begin(), methods.end(), name) != methods.end();
 }
 
-// What is printed at the top level, as environment.py's `printed` takes it.
-class Printer {
- public:
-  void piece(const Text& text, std::int64_t here) {
-    const std::int64_t size = to_signed(text.chars.size());
-    if (size == 0) return;
-    chars_ += text.chars;
-    if (here != source_) {
-      flush(at_);
-      source_ = here;
-      literal_ = at_;
-    }
-    for (const auto& [a, b, leaf, c, d] : text.origins) {
-      flush(at_ + a);
-      literal_ = at_ + b;
-      add({at_ + a, literal_, leaf, c, d});
-    }
-    at_ += size;
-  }
-
-  void finish(Rendering& out) {
-    flush(at_);
-    out.text = std::move(chars_);
-    out.origins = std::move(origins_);
-  }
-
- private:
-  void flush(std::int64_t stop) {
-    if (stop > literal_) add({literal_, stop, source_, 0, stop - literal_});
-  }
-
-  // As render.py's _coalesced.
-  void add(const Origin& entry) {
-    if (!origins_.empty()) {
-      auto& [a, b, source, c, d] = origins_.back();
-      if (source == entry[2]) {
-        if (source < 0) {
-          b = entry[1];
-          c = 0;
-          d = entry[1] - a;
-          return;
-        }
-        if (b - a == d - c && entry[1] - entry[0] == entry[4] - entry[3] && entry[3] == d) {
-          b = entry[1];
-          d = entry[4];
-          return;
-        }
-      }
-    }
-    origins_.push_back(entry);
-  }
-
-  std::u32string chars_;
-  std::vector<Origin> origins_;
-  std::int64_t at_ = 0, literal_ = 0, source_ = 0;
-};
-
-// What a macro or a block gathers: tagged at once.
-struct Gathering {
-  std::u32string chars;
-  std::vector<Origin> origins;
-
-  void piece(const Text& text, std::int64_t source) {
-    const std::int64_t base = to_signed(chars.size()), size = to_signed(text.chars.size());
-    std::int64_t at = 0;
-    for (const auto& [a, b, leaf, c, d] : text.origins) {
-      if (a > at) origins.push_back({base + at, base + a, source, 0, a - at});
-      origins.push_back({base + a, base + b, leaf, c, d});
-      at = b;
-    }
-    if (at < size) origins.push_back({base + at, base + size, source, 0, size - at});
-    chars += text.chars;
-  }
-
-  Value done() {
-    Text* text = new Text;
-    Value out = Value::text(text);
-    text->chars = std::move(chars);
-    text->origins = std::move(origins);
-    return out;
-  }
-};
-
 class Run {
  public:
-  Run(const Program& program, const Variables& variables) : program_(program), variables_(variables) {}
+  Run(const Program& program, const Variables& variables, const Beside* beside)
+      : program_(program), variables_(variables), printer_(beside) {}
 
   Rendering done() {
     Activation root;
@@ -963,7 +883,9 @@ Program::Program(std::unique_ptr<Node> root, std::int32_t nodes, std::int32_t sl
                  std::vector<std::pair<std::u32string, std::u32string>> clock)
     : agreed(static_cast<std::size_t>(nodes)), root_(std::move(root)), slots_(slots), clock_(std::move(clock)) {}
 
-Rendering Program::run(const Variables& variables) const { return Run(*this, variables).done(); }
+Rendering Program::run(const Variables& variables, const Beside* beside) const {
+  return Run(*this, variables, beside).done();
+}
 
 void Program::agree(const std::vector<std::int32_t>& touched) {
   for (const std::int32_t id : touched) {

@@ -7,7 +7,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -77,11 +79,30 @@ struct Node {
 
 enum Builtin : std::int64_t { builtin_range, builtin_namespace, builtin_clock };
 
+// Another rendering, which a new one is expected to begin as or to begin: the two are compared where the new one is
+// printed, and what both have is not kept again.
+struct Beside {
+  std::u32string_view text;
+  bool only = false;          // the new one must be the beginning of `text`, else Differs; nothing of it is kept
+  std::int64_t message = -1;  // whose own text is to be told: Rendering::own
+  std::span<const Leaf> leaves;
+};
+
+// The new rendering is no beginning of the one beside it.
+struct Differs {};
+
 struct Rendering {
-  std::u32string text;
+  std::u32string text;                // without its first `shared` characters
+  std::size_t shared = 0;             // how many are those of the text beside it; 0 where there is none
   std::vector<Origin> origins;        // contiguous, as render.py's _coalesced leaves them
   std::vector<std::int32_t> none_at;  // the message at which null was printed as None
   std::vector<std::int32_t> touched;  // ids of the nodes that were run and are not settled
+  // Beside another one: the first and the last own text of its message, as numbers of origins, -1 for none; and
+  // whether literal text of that message was printed.
+  std::pair<std::int64_t, std::int64_t> own = {-1, -1};
+  bool is_own_literal = false;
+
+  std::size_t size() const { return shared + text.size(); }
 };
 
 using Variables = std::vector<std::pair<std::u32string, Value>>;
@@ -92,8 +113,8 @@ class Program {
   Program(std::unique_ptr<Node> root, std::int32_t nodes, std::int32_t slots,
           std::vector<std::pair<std::u32string, std::u32string>> clock);
 
-  // Bail where Python has to do it.
-  Rendering run(const Variables& variables) const;
+  // Bail where Python has to do it; Differs as `beside` says.
+  Rendering run(const Variables& variables, const Beside* beside = nullptr) const;
 
   // A rendering was compared with the reference: the nodes it touched are one comparison nearer to being settled.
   void agree(const std::vector<std::int32_t>& touched);

@@ -1,7 +1,6 @@
 #include "usual.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "facts.h"
 
@@ -10,36 +9,60 @@ namespace {
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-std::u32string_view between(const Shown& shown, std::int64_t start, std::int64_t stop) {
-  if (stop <= start) return {};
-  return std::u32string_view(shown.rendering.text).substr(to_size(start), to_size(stop - start));
+bool is_data(const Input& input, const Origin& entry) {
+  return entry[2] >= 0 && input.leaves[to_size(entry[2])][1] != part::scaffold;
 }
 
-// Many times as fast as starts_with, which compares character by character.
-bool begins_with(std::u32string_view text, std::u32string_view start) {
-  return text.size() >= start.size() && std::memcmp(text.data(), start.data(), start.size() * sizeof(char32_t)) == 0;
+std::int64_t message_of(const Input& input, const Origin& entry) {
+  return entry[2] >= 0 ? input.leaves[to_size(entry[2])][2] : -2 - entry[2];
 }
 
-bool has_other_data(const Shown& shown, std::int64_t start, std::int64_t stop, std::int64_t index) {
-  if (stop <= start) return false;
-  const auto& origins = shown.rendering.origins;
-  for (std::size_t k = shown.first_at(start); k < origins.size() && origins[k][0] < stop; ++k) {
-    if (shown.is_data(origins[k]) && shown.message_of(origins[k]) != index) return true;
+// A rendering, and the text that it shares its beginning with.
+struct Reading {
+  const Rendering& rendering;
+  const Input& input;
+  std::u32string_view beside;
+
+  // The characters start..stop; `held` keeps them where they stand in both.
+  std::u32string_view between(std::int64_t start, std::int64_t stop, std::u32string& held) const {
+    if (stop <= start) return {};
+    const std::size_t from = to_size(start), to = to_size(stop), shared = rendering.shared;
+    const std::u32string_view own = rendering.text;
+    if (to <= shared) return beside.substr(from, to - from);
+    if (from >= shared) return own.substr(from - shared, to - from);
+    held.assign(beside.substr(from, shared - from));
+    held.append(own.substr(0, to - shared));
+    return held;
   }
-  return false;
-}
 
-Tail literal_tail(const Shown& shown, std::int64_t start, std::int64_t index) {
-  const auto& origins = shown.rendering.origins;
-  std::int64_t stop = start, own = 0;
-  for (std::size_t k = shown.first_at(start); k < origins.size() && !shown.is_data(origins[k]); ++k) {
-    stop = origins[k][1];
-    if (shown.message_of(origins[k]) == index) own = stop - start;
+  std::size_t first_at(std::int64_t position) const {
+    const auto& origins = rendering.origins;
+    const auto found = std::upper_bound(origins.begin(), origins.end(), position,
+                                        [](std::int64_t at, const Origin& entry) { return at < entry[1]; });
+    return static_cast<std::size_t>(found - origins.begin());
   }
-  const bool known =
-      std::any_of(origins.begin(), origins.end(), [index](const Origin& entry) { return entry[2] == -2 - index; });
-  return {between(shown, start, stop), known ? own : stop - start};
-}
+
+  bool has_other_data(std::int64_t start, std::int64_t stop, std::int64_t index) const {
+    if (stop <= start) return false;
+    const auto& origins = rendering.origins;
+    for (std::size_t k = first_at(start); k < origins.size() && origins[k][0] < stop; ++k) {
+      if (is_data(input, origins[k]) && message_of(input, origins[k]) != index) return true;
+    }
+    return false;
+  }
+
+  // `known`: was literal text of the message printed?
+  Tail literal_tail(std::int64_t start, std::int64_t index, bool known) const {
+    const auto& origins = rendering.origins;
+    std::int64_t stop = start, own = 0;
+    for (std::size_t k = first_at(start); k < origins.size() && !is_data(input, origins[k]); ++k) {
+      stop = origins[k][1];
+      if (message_of(input, origins[k]) == index) own = stop - start;
+    }
+    std::u32string held;
+    return {std::u32string(between(start, stop, held)), known ? own : stop - start};
+  }
+};
 
 bool holds_any(std::u32string_view text, const std::vector<std::u32string>& tokens) {
   return std::any_of(tokens.begin(), tokens.end(), [text](const std::u32string& token) {
@@ -72,30 +95,17 @@ std::optional<std::int64_t> same_turn(std::u32string_view text, std::u32string_v
 
 Shown::Shown(Rendering made, const Input& of) : rendering(std::move(made)), input(&of) {
   own.assign(of.roles.size(), {-1, -1});
+  literal.assign(of.roles.size(), 0);
   for (std::size_t k = 0; k < rendering.origins.size(); ++k) {
     const Origin& entry = rendering.origins[k];
-    if (!is_data(entry)) continue;
-    const std::int64_t message = message_of(entry);
-    if (message < 0) continue;
+    const std::int64_t message = message_of(of, entry);
+    if (message < 0 || to_size(message) >= own.size()) continue;
+    if (entry[2] < 0) literal[to_size(message)] = 1;
+    if (!is_data(of, entry)) continue;
     auto& [first, last] = own[to_size(message)];
     if (first < 0) first = static_cast<std::int64_t>(k);
     last = static_cast<std::int64_t>(k);
   }
-}
-
-bool Shown::is_data(const Origin& entry) const {
-  return entry[2] >= 0 && input->leaves[to_size(entry[2])][1] != part::scaffold;
-}
-
-std::int64_t Shown::message_of(const Origin& entry) const {
-  return entry[2] >= 0 ? input->leaves[to_size(entry[2])][2] : -2 - entry[2];
-}
-
-std::size_t Shown::first_at(std::int64_t position) const {
-  const auto& origins = rendering.origins;
-  const auto found = std::upper_bound(origins.begin(), origins.end(), position,
-                                      [](std::int64_t at, const Origin& entry) { return at < entry[1]; });
-  return static_cast<std::size_t>(found - origins.begin());
 }
 
 bool shows_all(const Shown& shown) {
@@ -125,34 +135,39 @@ bool shows_all(const Shown& shown) {
   return true;
 }
 
-std::optional<UsualTurn> usual_turn(const Shown& whole, const Shown& alone, std::u32string_view prompt,
-                                    std::int64_t index, const TurnHabits& habits) {
-  const std::u32string_view text = whole.rendering.text, last = alone.rendering.text;
-  if (!begins_with(text, prompt) || (&whole != &alone && !begins_with(last, prompt))) return {};
-  const auto [first_own, last_own] = alone.own[to_size(index)];
+namespace {
+
+// As usual_turn; `alone` is the conversation cut after the turn, nullptr where it is the last.
+std::optional<UsualTurn> turn_in(const Shown& whole, const Rendering* alone, std::int64_t start, std::int64_t index,
+                                 const TurnHabits& habits) {
+  const std::u32string_view text = whole.rendering.text;
+  const Reading here{whole.rendering, *whole.input, {}};
+  const Reading last{alone != nullptr ? *alone : whole.rendering, *whole.input, text};
+  const auto [first_own, last_own] = alone != nullptr ? alone->own : whole.own[to_size(index)];
   if (first_own < 0) return {};
-  const std::int64_t start = static_cast<std::int64_t>(prompt.size());
-  const std::int64_t alone_own = std::max(start, alone.rendering.origins[to_size(first_own)][0]);
-  const std::int64_t alone_end = alone.rendering.origins[to_size(last_own)][1];
+  const std::int64_t alone_own = std::max(start, last.rendering.origins[to_size(first_own)][0]);
+  const std::int64_t alone_end = last.rendering.origins[to_size(last_own)][1];
   if (alone_end <= start) return {};
+  std::u32string held;
   if (!habits.header.empty()) {
-    std::u32string_view head = between(alone, start, alone_own);
+    std::u32string_view head = last.between(start, alone_own, held);
     while (!head.empty() && is_space(head.front())) head.remove_prefix(1);
     if (head.starts_with(habits.header)) return {};
   }
   std::int64_t shift = 0;
-  if (&whole != &alone) {
-    const auto found = same_turn(text.substr(to_size(start)), between(alone, start, alone_end), habits.empty_blocks);
+  if (alone != nullptr) {
+    const auto found =
+        same_turn(text.substr(to_size(start)), last.between(start, alone_end, held), habits.empty_blocks);
     if (!found) return {};
     shift = *found;
   }
   const std::int64_t own = alone_own + shift, own_end = alone_end + shift;
-  if (has_other_data(whole, start, own_end, index)) return {};
-  if (holds_any(between(whole, start, own_end), habits.finals)) return {};
-  if (holds_any(between(whole, start, own), habits.middles)) return {};
-  UsualTurn out{start, own, own_end, 0, literal_tail(whole, own_end, index), {}};
-  out.alone = &whole == &alone ? out.tail : literal_tail(alone, alone_end, index);
-  const std::u32string_view head = between(whole, start, own);
+  if (here.has_other_data(start, own_end, index)) return {};
+  if (holds_any(here.between(start, own_end, held), habits.finals)) return {};
+  if (holds_any(here.between(start, own, held), habits.middles)) return {};
+  UsualTurn out{start, own_end, 0, here.literal_tail(own_end, index, whole.literal[to_size(index)] != 0), {}};
+  out.alone = alone == nullptr ? out.tail : last.literal_tail(alone_end, index, alone->is_own_literal);
+  const std::u32string_view head = here.between(start, own, held);
   for (const std::u32string& block : habits.empty_blocks) {
     if (head.starts_with(block)) {
       out.supplied = static_cast<std::int64_t>(block.size());
@@ -160,6 +175,33 @@ std::optional<UsualTurn> usual_turn(const Shown& whole, const Shown& alone, std:
     }
   }
   return out;
+}
+
+}  // namespace
+
+Looked usual_turn(const ChatTemplate& by, const Shown& whole, std::int64_t index, const TurnHabits& habits,
+                  std::uint64_t one_in) {
+  const std::u32string_view text = whole.rendering.text;
+  const Input& input = *whole.input;
+  try {
+    Beside beside{text, true, index, input.leaves};
+    const Rendering prompt = by.render(input, index, true, &beside);
+    bool unsure = needs_comparison(prompt, text, one_in);
+    std::optional<Rendering> alone;
+    if (to_size(index) + 1 < input.messages.size()) {
+      beside.only = false;
+      alone = by.render(input, index + 1, false, &beside);
+      if (alone->shared < prompt.shared) return {};
+      unsure = unsure || needs_comparison(*alone, text, one_in);
+    }
+    if (unsure) return {true, {}};
+    const auto start = static_cast<std::int64_t>(prompt.shared);
+    return {false, turn_in(whole, alone ? &*alone : nullptr, start, index, habits)};
+  } catch (const Bail&) {
+    return {};
+  } catch (const Differs&) {
+    return {};
+  }
 }
 
 }  // namespace maskpipe

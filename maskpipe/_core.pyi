@@ -5,7 +5,7 @@ argument; results are fresh arrays. Wrong values are ValueError, saying where. T
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -279,10 +279,13 @@ class Shown:
         """Is every leaf shown, white space and role names aside? Where it is not known, no."""
 
     def usual_turn(
-        self, prompt: Shown, alone: Shown, index: int, habits: TurnHabits
-    ) -> tuple[int, int, int, str, int, str, int] | None:
+        self, index: int, habits: TurnHabits, one_in: int
+    ) -> tuple[int, int, int, str, int, str, int] | Literal[False] | None:
         """(start, end of its own text, characters of an empty reasoning block, the literal text after it and how much
-        of that is its own, the same where the turn is last); None for a turn that is not usual."""
+        of that is its own, the same where the turn is last); None for a turn that is not usual. Renders its prompt and
+        the turn as the last one; False where the tracker has to make these too before they are trusted, as
+        `needs_comparison` says; `one_in` is 0 when it did. ValueError unless this shows all messages without a
+        prompt."""
 
     def spans(self, turns: Sequence[tuple[int, int, int, int, int, int, int]], text: bytes) -> SpanTable:
         """As SpanTable; `text` is its text in UTF-8."""
@@ -299,6 +302,10 @@ class TemplateProgram:
     ) -> None: ...
     def render(self, input: TemplateInput, count: int, add_generation_prompt: bool) -> Shown | None:
         """The first `count` messages; None where Python has to do it."""
+
+    def timed(self, on: bool) -> float:
+        """From now on, is the time spent in renders to be measured? Returns what was until now: seconds of processor
+        time."""
 
     def agree(self, shown: Shown) -> None:
         """It was compared with the tracker, and is the same."""

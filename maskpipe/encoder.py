@@ -629,10 +629,8 @@ def _whole_turns(document: Document, limit: int) -> int:
     Plain text keeps `limit` tokens."""
     if _is_text(document):
         return limit
-    messages = document.message_ids
-    trained = np.flatnonzero((document.role_ids == Role.ASSISTANT) & (document.flags & Flag.SAMPLED > 0))
-    for message in sorted({int(number) for number in messages[trained]}, reverse=True):
-        end = int(trained[messages[trained] == message][-1]) + 1
-        if end <= limit:
-            return end
-    return 0
+    trained = np.flatnonzero((document.role_ids == Role.ASSISTANT) & (document.flags & Flag.SAMPLED > 0))[::-1]
+    _, last = np.unique(document.message_ids[trained], return_index=True)
+    ends = trained[last] + 1  # per message, ascending
+    fitting = ends[ends <= limit]
+    return int(fitting[-1]) if len(fitting) else 0

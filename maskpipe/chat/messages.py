@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from maskpipe.chat import anthropic, tool_traces, transcripts
-from maskpipe.chat.columns import IGNORE, Column, parsed, wrong_type
+from maskpipe.chat.columns import IGNORE, KNOWN_COLUMNS, Column, parsed, wrong_type
 from maskpipe.chat.content import REASONING_KEYS, check_calls, check_content, json_calls
 from maskpipe.chat.conversation import MAX_MESSAGES, Chat, Json
 from maskpipe.chat.fields import OPENAI_ROLES, SHAREGPT_ROLES, WEIGHT_KEYS, message_weight, role_named
@@ -21,14 +21,20 @@ from maskpipe.recipe import Recipe
 from maskpipe.roles import ROLE_NAMES
 from maskpipe.strict_json import Path, json_path
 
+OTHER_COLUMNS = frozenset(KNOWN_COLUMNS) - {"messages"}
+"""Whatever has another name says nothing about a chat."""
+
 
 def read_usual(record: Json, recipe: Recipe) -> Chat | None:
-    """The chat of a record that holds nothing but messages of a known role and a text each; None for any other. What
-    the whole way makes of such a record, without asking of each thing whether it is there."""
-    if type(record) is not dict or len(record) != 1 or recipe.columns or recipe.objective == "preference":
+    """The chat of a record that holds messages of a known role and a text each, and beside them only columns that mean
+    nothing here; None for any other. What the whole way makes of such a record, without asking of each thing whether it
+    is there."""
+    if type(record) is not dict or recipe.columns or recipe.objective == "preference":
         return None
     entries = record.get("messages")
     if type(entries) is not list or not 0 < len(entries) <= MAX_MESSAGES:
+        return None
+    if len(record) != 1 and not record.keys().isdisjoint(OTHER_COLUMNS):
         return None
     renamed = recipe.roles
     for entry in entries:

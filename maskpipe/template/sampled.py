@@ -26,6 +26,7 @@ from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Verdict
 from maskpipe.template import origin
 from maskpipe.template.render import (
+    COMPARED_ONE_IN,
     REASONING_FIELDS,
     Engine,
     Leaf,
@@ -167,21 +168,20 @@ class Sampling:
         for any other one, and where the core did not render. TemplateError as Engine.trace."""
         if whole.core is None:
             return None
-        prompt = self.engine.core(wrapped, index, True)
-        if prompt is None:
-            return None
-        is_last = index == len(wrapped.raw["messages"]) - 1
-        alone = whole if is_last else self.engine.trace(wrapped, index + 1)
-        if alone.core is None:
-            return None
         of_core = self._of_core.get(id(habits))
         if of_core is None:
             finals = [token for token in (*habits.stops_last, *self.stop_tokens) if token]
             middles = [token for token in habits.stops_middle if token]
             of_core = _OfCore(_core.TurnHabits(habits.header.strip(), finals, middles, habits.empty_reasoning), {})
             self._of_core[id(habits)] = of_core
-        found = whole.core.usual_turn(prompt, alone.core, index, of_core.habits)
-        if found is None:
+        is_last = index == len(wrapped.raw["messages"]) - 1
+        found = whole.core.usual_turn(index, of_core.habits, COMPARED_ONE_IN)
+        if found is False:  # the Python tracker has to make these renders too
+            alone = whole if is_last else self.engine.trace(wrapped, index + 1)
+            if self.engine.core(wrapped, index, True) is None or alone.core is None:
+                return None
+            found = whole.core.usual_turn(index, of_core.habits, 0)
+        if found is None or found is False:
             return None
         start, own_end, supplied, *_ = found
         key = (is_last, *found[3:])
