@@ -551,6 +551,8 @@ struct PyDelivered {
     if (name == "branches") return to_numpy(std::move(segments->branches));
     if (name == "pairs") return to_numpy(std::move(segments->pairs));
     if (name == "parents") return to_numpy(std::move(segments->parents));
+    if (name == "scores") return to_numpy(std::move(segments->scores));
+    if (name == "desirable") return to_numpy(std::move(segments->desirable));
     throw py::key_error(std::string(name));
   }
 };
@@ -662,7 +664,7 @@ void bind_reader(py::module_& m) {
            [](const PyDelivered& self) -> py::object {
              const std::optional<maskpipe::RowTotals> whole = self.batch.whole();
              if (!whole) return py::none();
-             return py::make_tuple(whole->tokens, whole->pairs, whole->weight);
+             return py::make_tuple(whole->tokens, whole->pairs, whole->weight, whole->rated);
            })
       .def("address", [](const PyDelivered& self) { return reinterpret_cast<std::uintptr_t>(self.batch.slot.memory); });
   py::class_<PyStream>(m, "Stream")

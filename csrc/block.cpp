@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -16,8 +17,9 @@ constexpr std::size_t n_nodes = 32, n_buffers = 59;
 constexpr std::size_t ids = 2, run_offsets = 4, run_end = 7, run_role = 9, run_part = 11, run_flags = 13,
                       run_message = 15, document_offsets = 17, document_end = 20, document_turn = 26,
                       verdict_offsets = 32, verdict_message = 35, verdict_value = 37, pair_valid = 38, pair_value = 39,
-                      branch_value = 41, parent_valid = 42, parent_value = 43, weight_offsets = 49, weight_start = 52,
-                      weight_end = 54, weight_value = 56, n_loss = 58;
+                      branch_value = 41, parent_valid = 42, parent_value = 43, score_valid = 44, score_value = 45,
+                      label_valid = 46, label_value = 47, weight_offsets = 49, weight_start = 52, weight_end = 54,
+                      weight_value = 56, n_loss = 58;
 constexpr std::size_t runs_node = 3, documents_node = 10, verdicts_node = 18, pair_node = 21, parent_node = 23,
                       score_node = 24, label_node = 25, weights_node = 27;
 constexpr std::size_t may_be_null[] = {pair_node, parent_node, score_node, label_node};
@@ -167,6 +169,7 @@ class Decoder {
     for (auto d = static_cast<std::size_t>(row_documents_[r]); d < static_cast<std::size_t>(row_documents_[r + 1]);
          ++d) {
       sum.pairs += out.branches[d] == branch::chosen;
+      sum.rated += !out.desirable.empty() && out.desirable[d] >= 0;
       sum.shared |= !parents_.empty() && parents_[d] > 0;
       sum.longest = std::max(sum.longest, document_ends_[d] - start);
       start = document_ends_[d];
@@ -289,6 +292,7 @@ class Decoder {
 void RowTotals::add(const RowTotals& other) {
   tokens += other.tokens;
   pairs += other.pairs;
+  rated += other.rated;
   weight += other.weight;
   longest = std::max(longest, other.longest);
   shared |= other.shared;
@@ -297,7 +301,8 @@ void RowTotals::add(const RowTotals& other) {
 std::int64_t Block::bytes() const {
   return static_cast<std::int64_t>(sizeof(Block) + run_offsets.capacity() * 8 + runs.capacity() * sizeof(Run) +
                                    document_ends.capacity() * 4 + branches.capacity() + pairs.capacity() * 8 +
-                                   parents.capacity() * 4 + totals.capacity() * sizeof(RowTotals));
+                                   parents.capacity() * 4 + scores.capacity() * 4 + desirable.capacity() +
+                                   totals.capacity() * sizeof(RowTotals));
 }
 
 RowFacts Block::row(std::size_t number) const {
@@ -324,11 +329,14 @@ Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& pla
   const Columns columns(facts, layout, facts_place(layout, place).offset);
   const std::int64_t documents = columns.length(documents_node);
   out.branches = columns.values<std::uint8_t>(branch_value, documents);
-  const auto bitmap_of = [&](std::size_t node) {
+  const auto bitmap_of = [&](std::size_t node, std::size_t buffer) {
     if (columns.length(node) != documents) wrong("the columns of documents differ in length");
-    return columns.bitmap(node == pair_node ? pair_valid : parent_valid, node);
+    return columns.bitmap(buffer, node);
   };
-  const std::vector<std::uint8_t> has_pair = bitmap_of(pair_node), has_parent = bitmap_of(parent_node);
+  const std::vector<std::uint8_t> has_pair = bitmap_of(pair_node, pair_valid),
+                                  has_parent = bitmap_of(parent_node, parent_valid),
+                                  has_score = bitmap_of(score_node, score_valid),
+                                  has_label = bitmap_of(label_node, label_valid);
   if (layout.nodes[pair_node].nulls < documents) {
     out.pairs = columns.values<std::int64_t>(pair_value, documents);
     for (std::size_t d = 0; d < out.pairs.size(); ++d) {
@@ -341,6 +349,23 @@ Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& pla
     for (std::size_t d = 0; d < out.parents.size(); ++d) {
       if (!columns.valid(has_parent, parent_node, d)) out.parents[d] = 0;
       if (out.parents[d] < 0) wrong("a document's parent stands after it");
+    }
+  }
+  if (layout.nodes[score_node].nulls < documents) {
+    out.scores = columns.values<float>(score_value, documents);
+    for (std::size_t d = 0; d < out.scores.size(); ++d) {
+      if (!columns.valid(has_score, score_node, d)) {
+        out.scores[d] = std::numeric_limits<float>::quiet_NaN();
+      } else if (!std::isfinite(out.scores[d])) {
+        wrong("a document's score is not finite");
+      }
+    }
+  }
+  if (layout.nodes[label_node].nulls < documents) {
+    const auto bits = columns.values<std::uint8_t>(label_value, (documents + 7) / 8);
+    out.desirable.resize(static_cast<std::size_t>(documents), -1);
+    for (std::size_t d = 0; d < out.desirable.size(); ++d) {
+      if (columns.valid(has_label, label_node, d)) out.desirable[d] = bits[d / 8] >> (d % 8) & 1;
     }
   }
   out.run_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);

@@ -24,6 +24,7 @@ struct Run {
 struct RowTotals {
   std::int64_t tokens = 0;  // with loss
   std::int64_t pairs = 0;
+  std::int64_t rated = 0;    // documents of which is said whether they are wanted
   double weight = 0;         // of the loss of all its tokens
   std::int32_t longest = 0;  // tokens of its longest segment; padding at the end is one
   bool shared = false;       // does a branch continue a prompt?
@@ -51,9 +52,11 @@ struct Block {
   std::vector<std::int32_t> document_ends;  // of the row
   std::vector<std::uint8_t> branches;       // [documents] format.Branch
   std::vector<std::int64_t> pairs;          // [documents] -1 for none; empty when no document has one
-  std::vector<std::int32_t> parents;  // [documents] places back to the prompt that it continues, 0 for none; empty
-                                      // when no document has one
-  std::vector<RowTotals> totals;      // [rows]
+  std::vector<std::int32_t> parents;   // [documents] places back to the prompt that it continues, 0 for none; empty
+                                       // when no document has one
+  std::vector<float> scores;           // [documents] NaN for none; empty when no document has one
+  std::vector<std::int8_t> desirable;  // [documents] 1 or 0, -1 for none; empty when no document has one
+  std::vector<RowTotals> totals;       // [rows]
 
   RowFacts row(std::size_t number) const;
   std::int64_t rows() const { return static_cast<std::int64_t>(run_offsets.size()) - 1; }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <charconv>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 
 #include "facts.h"
@@ -381,6 +382,7 @@ void Reader::read_places(Shard& shard, Scratch& scratch) {
 
 Segments Reader::segments(const Job& job) const {
   Segments out;
+  constexpr float none = std::numeric_limits<float>::quiet_NaN();
   const auto length = static_cast<std::int32_t>(options_.sequence_length);
   std::size_t count = 0;
   for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
@@ -391,26 +393,33 @@ Segments Reader::segments(const Job& job) const {
   out.branches.reserve(count);
   out.pairs.reserve(count);
   out.parents.reserve(count);
+  out.scores.reserve(count);
+  out.desirable.reserve(count);
   out.cu_seqlens.push_back(0);
   for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
     const Block& block = *job.blocks_[k];
     const auto r = static_cast<std::size_t>(job.places_[k]);
     const std::int32_t base = static_cast<std::int32_t>(k) * length;
     std::int32_t number = 1;
-    const auto segment = [&](std::int32_t end, std::int32_t as, std::uint8_t branch, std::int64_t pair,
-                             std::int32_t parent) {
-      out.cu_seqlens.push_back(base + end);
-      out.numbers.push_back(as);
-      out.branches.push_back(branch);
-      out.pairs.push_back(pair);
-      out.parents.push_back(parent);
-    };
     for (auto d = static_cast<std::size_t>(block.document_offsets[r]);
          d < static_cast<std::size_t>(block.document_offsets[r + 1]); ++d) {
-      segment(block.document_ends[d], number++, block.branches[d], block.pairs.empty() ? -1 : block.pairs[d],
-              block.parents.empty() ? 0 : block.parents[d]);
+      out.cu_seqlens.push_back(base + block.document_ends[d]);
+      out.numbers.push_back(number++);
+      out.branches.push_back(block.branches[d]);
+      out.pairs.push_back(block.pairs.empty() ? -1 : block.pairs[d]);
+      out.parents.push_back(block.parents.empty() ? 0 : block.parents[d]);
+      out.scores.push_back(block.scores.empty() ? none : block.scores[d]);
+      out.desirable.push_back(block.desirable.empty() ? std::int8_t{-1} : block.desirable[d]);
     }
-    if (out.cu_seqlens.back() < base + length) segment(length, 0, 0, -1, 0);
+    if (out.cu_seqlens.back() < base + length) {  // the padding
+      out.cu_seqlens.push_back(base + length);
+      out.numbers.push_back(0);
+      out.branches.push_back(0);
+      out.pairs.push_back(-1);
+      out.parents.push_back(0);
+      out.scores.push_back(none);
+      out.desirable.push_back(-1);
+    }
   }
   return out;
 }

@@ -54,6 +54,8 @@ struct Segments {
   std::vector<std::uint8_t> branches;    // [segments] format.Branch
   std::vector<std::int64_t> pairs;       // [segments] -1 for none
   std::vector<std::int32_t> parents;     // [segments] places back to the prompt that it continues, 0 for none
+  std::vector<float> scores;             // [segments] NaN for none
+  std::vector<std::int8_t> desirable;    // [segments] 1 or 0, -1 for none
 };
 struct BatchRuns {
   std::vector<std::int32_t> ends;                // [runs]

@@ -399,7 +399,8 @@ class Delivered:
     def column(self, name: str) -> npt.NDArray[Any] | None:
         """A dense column [rows, sequence_length] over the batch's memory, None when it was not asked for: ids32,
         input_ids, labels, targets, position_ids, segment_ids, loss_weights, role_ids. Or sources int32, rows int64
-        [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64 [segments];
+        [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64, scores
+        float32, desirable int8 [segments];
         run_ends int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]: ask for each of these once."""
 
     def place(self) -> _Place:
@@ -408,8 +409,8 @@ class Delivered:
     def numbers(self) -> tuple[int, int, bool]:
         """Tokens of the longest segment, tokens with loss, and whether a segment continues a prompt."""
 
-    def whole(self) -> tuple[int, int, float] | None:
-        """Of its global batch on all ranks: tokens with loss, pairs, sum of weights."""
+    def whole(self) -> tuple[int, int, float, int] | None:
+        """Of its global batch on all ranks: tokens with loss, pairs, sum of weights, documents with a thumb."""
 
     def address(self) -> int:
         """Where its memory begins."""

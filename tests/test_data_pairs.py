@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import maskpipe
 from maskpipe import pack
 from maskpipe.document import Document
-from maskpipe.errors import UsageError
+from maskpipe.errors import DatasetError, UsageError
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Part, Role
 from maskpipe.shards import rows as rows_module
@@ -22,6 +23,8 @@ from maskpipe.shards.manifest import Manifest, Source
 from maskpipe.shards.rows import Rows
 from maskpipe.shards.writer import _lay_out, publish, write_rows
 from tests.made_datasets import chats, publish_documents
+from tests.test_pairs import PREFERENCE, TOKENIZER
+from tests.test_pairs_datasets import records
 
 torch = pytest.importorskip("torch")
 from maskpipe.data import Batch, Loader  # noqa: E402
@@ -214,6 +217,57 @@ def test_labels_of_pairs_are_not_decided_anew(tmp_path: Path) -> None:
     publish_documents(tmp_path / "d", chats([20, 30]), sequence_length=LENGTH, recipe=recipe)
     with pytest.raises(UsageError, match="preference"):
         Loader(tmp_path / "d", global_batch_size=1, train_on="assistant")
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_scores_and_thumbs_of_the_data_reach_batch_and_plan(tmp_path: Path, layout: Any) -> None:
+    """Against what the shards say, by another reader; NaN and -1 where they say nothing, also in padding."""
+    recipe = PREFERENCE.replace(sequence_length=256, pair_layout=layout, ranked_pairs="all")
+    maskpipe.prepare(records(90), tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
+    rows = list(maskpipe.open(tmp_path / "out"))
+    scored = thumbs = margins = 0
+    for batch in Loader(tmp_path / "out", global_batch_size=3, epochs=1, remainder="pad", threads=0):
+        facts = [rows[row].documents for row in batch.rows.tolist() if row >= 0]
+        expected = {name: np.concatenate([of_row[name] for of_row in facts]) for name in ("score", "label")}
+        real = batch.segment_numbers > 0
+        assert batch.scores.dtype == torch.float32 and batch.desirable.dtype == torch.int8
+        np.testing.assert_array_equal(batch.scores[real].numpy(), expected["score"])
+        np.testing.assert_array_equal(batch.desirable[real].numpy(), expected["label"])
+        assert batch.scores[~real].isnan().all() and (batch.desirable[~real] == -1).all()
+        assert batch.thumb_denominator == (expected["label"] >= 0).sum()
+        plan = LossPlan.from_batch(batch)
+        for of_plan, of_batch, nothing in (
+            (plan.scores, batch.scores[real], batch.scores.isnan().all()),
+            (plan.desirable, batch.desirable[real], (batch.desirable < 0).all()),
+        ):
+            assert nothing if of_plan is None else torch.equal(of_plan.nan_to_num(7), of_batch.nan_to_num(7))
+        if plan.pairs is not None and plan.scores is not None:
+            chosen, rejected = (expected["score"][plan.pairs[:, side].numpy()] for side in (0, 1))
+            np.testing.assert_array_equal(plan.margins.numpy(), chosen - rejected)
+            margins += int((plan.margins > 0).sum())
+        moved = batch.to("meta")
+        assert moved.scores.shape == moved.desirable.shape == batch.pairs.shape
+        scored, thumbs = scored + int(batch.scores.isfinite().sum()), thumbs + int((batch.desirable >= 0).sum())
+    assert scored > 20 and thumbs > 10 and margins > 10
+
+
+def test_a_batch_without_scores_has_no_margins(separate: Batch) -> None:
+    plan = LossPlan.from_batch(separate)
+    assert plan.scores is None and plan.desirable is None and separate.thumb_denominator == 0
+    with pytest.raises(UsageError, match="margins"):
+        _ = plan.margins
+    with pytest.raises(UsageError, match="one per document"):
+        replace(plan, scores=torch.zeros(1))
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    """The core reads hostile files too: an infinite score with a hash that fits."""
+    documents = [replace(chat, score=float("inf")) for chat in chats([20, 30])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "check", lambda *_a, **_k: None)
+        publish_documents(tmp_path / "d", documents, sequence_length=LENGTH)
+    with pytest.raises(DatasetError, match="score is not finite"):
+        next(Loader(tmp_path / "d", global_batch_size=1))
 
 
 # The whole step

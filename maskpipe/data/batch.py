@@ -26,8 +26,8 @@ _DENSE = ("ids32", "input_ids", "labels", "targets", "position_ids", "segment_id
 """Columns that the core makes when asked."""
 _HOST = ("sources", "rows")
 _FLAT = (
-    "cu_seqlens", "segment_numbers", "branches", "pairs", "parents", "run_ends", "run_roles", "run_parts", "run_loss",
-    "run_weights",
+    "cu_seqlens", "segment_numbers", "branches", "pairs", "parents", "scores", "desirable", "run_ends", "run_roles",
+    "run_parts", "run_loss", "run_weights",
 )  # fmt: skip
 
 
@@ -39,6 +39,8 @@ class Step(NamedTuple):
     pairs: int
     weight: float
     """Of the loss of all tokens: Σ loss_weights."""
+    rated: int = 0
+    """Documents of which the data says whether they are wanted."""
 
 
 Place = tuple[tuple[int, ...], tuple[int, ...], int, int]
@@ -92,6 +94,9 @@ class Batch:
       branches         uint8 [S]      format.Branch: 0 none, 1 prompt, 2 chosen, 3 rejected
       pairs            int64 [S]      number of the preference pair in its dataset, -1 for none
       parents          int32 [S]      0, or how many segments before a branch the prompt stands that it continues
+      scores           float32 [S]    what the data says of the answer, NaN where it says nothing; where the data has
+                                      only a margin, that of the chosen branch, and 0 of the rejected one
+      desirable        int8 [S]       the thumb of an answer without a rival (KTO): 1 up, 0 down, -1 none
     Of the runs, stretches of equal facts:
       run_ends int32 [R] over the batch as one line;  run_roles, run_parts, run_loss (0 or 1) uint8 [R];
       run_weights float32 [R]
@@ -165,6 +170,14 @@ class Batch:
     @property
     def parents(self) -> Tensor:
         return self._fact("parents")
+
+    @property
+    def scores(self) -> Tensor:
+        return self._fact("scores")
+
+    @property
+    def desirable(self) -> Tensor:
+        return self._fact("desirable")
 
     @property
     def run_ends(self) -> Tensor:
@@ -263,6 +276,11 @@ class Batch:
     def pair_denominator(self) -> int | None:
         """Preference pairs of the whole global batch, likewise."""
         return None if self.step is None else self.step.pairs
+
+    @property
+    def thumb_denominator(self) -> int | None:
+        """Documents with a thumb (`desirable`) of the whole global batch, likewise: for unpaired_loss."""
+        return None if self.step is None else self.step.rated
 
     @property
     def loss_weights(self) -> Tensor:

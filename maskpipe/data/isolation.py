@@ -192,6 +192,8 @@ def _packed(config: Any, length: int, seed: int) -> Batch:
         "branches": torch.zeros(6, dtype=torch.uint8),
         "pairs": torch.full((6,), -1),
         "parents": torch.zeros(6, dtype=torch.int32),
+        "scores": torch.full((6,), torch.nan),
+        "desirable": torch.full((6,), -1, dtype=torch.int8),
         "run_ends": torch.tensor([2 * length], dtype=torch.int32),
         "run_roles": torch.full((1,), int(Role.TEXT), dtype=torch.uint8),
         "run_parts": torch.full((1,), int(Part.CONTENT), dtype=torch.uint8),

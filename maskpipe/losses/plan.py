@@ -50,6 +50,10 @@ class LossPlan:
     """[n] uint8 Part of the target."""
     pairs: Tensor | None = None
     """[pairs, 2] int64: the segments of the chosen and of the rejected side."""
+    scores: Tensor | None = None
+    """[num_segments] float32: what the data says of each document, NaN for nothing; None when of none."""
+    desirable: Tensor | None = None
+    """[num_segments] int8: 1 thumb up, 0 thumb down, -1 none; None when no document has one."""
     weight_sum: float | Tensor = -1.0
     """Σ weights of this plan; a 0-d float64 tensor where the host must not wait for it. Filled in when left out."""
     denominator: float | Tensor | None = None
@@ -77,6 +81,10 @@ class LossPlan:
                 raise UsageError(f"{name} must be [{n}] {wanted}, one per row, but are {_describe(value)}.")
         if self.pairs is not None and (self.pairs.dim() != 2 or self.pairs.shape[1] != 2):
             raise UsageError(f"pairs must be [pairs, 2] (chosen, rejected), but are {_describe(self.pairs)}.")
+        for name in ("scores", "desirable"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != (self.num_segments,):
+                raise UsageError(f"{name} must be [{self.num_segments}], one per document, but are {_describe(value)}.")
         if self.weights is not None and self.weights.requires_grad:
             raise UsageError("weights must not require a gradient: the losses treat them as constants; detach() them.")
         if self.replicas < 1:
@@ -89,6 +97,17 @@ class LossPlan:
     def count(self) -> int | Tensor:
         """Tokens with loss; a 0-d tensor when weights lie on a device or in a padded plan."""
         return self.rows.shape[0] if self.weights is None else torch.count_nonzero(self.weights)
+
+    @property
+    def margins(self) -> Tensor:
+        """[pairs] float32: by how much the data prefers the chosen side, for losses with a `margin`.
+
+        NaN where it does not say. Raises UsageError without pairs or scores.
+        """
+        if self.pairs is None or self.scores is None:
+            raise UsageError("this plan has no margins: its documents are in no pairs, or the data has no scores.")
+        chosen, rejected = self.pairs.unbind(1)
+        return self.scores[chosen] - self.scores[rejected]
 
     @property
     def positions(self) -> int:
@@ -228,9 +247,10 @@ class LossPlan:
         Takes `plan` if it is there; else labels, segment_ids, loss_weights (or weights), role_ids, part_ids, pairs,
         predictors and loss_denominator with replicas, as far as they are there and not None. A Batch of the loader has
         the last two: the loss is then right for gradients that are summed over micro-batches and averaged over ranks
-        (DDP, FSDP), without communication. `overrides` go to `from_labels`. Where
-        segments say their branch (`branches`, with `pairs` [S], `segment_numbers` and `cu_seqlens`), both branches of a
-        pair in one row are joined. Raises UsageError without labels, and for a pair with one branch or several.
+        (DDP, FSDP), without communication. `overrides` go to `from_labels`. Where segments say their branch
+        (`branches`, with `pairs` [S], `segment_numbers` and `cu_seqlens`), both branches of a pair in one row are
+        joined; `scores` and `desirable` [S] become those of the documents. Raises UsageError without labels, and for a
+        pair with one branch or several.
         """
 
         def find(*names: str) -> Any:
@@ -260,7 +280,15 @@ class LossPlan:
         }
         if found["denominator"] is not None and "denominator" not in overrides:
             found["replicas"] = find("replicas") or 1
-        return cls.from_labels(labels, **{**found, **overrides})
+        plan = cls.from_labels(labels, **{**found, **overrides})
+        numbers = find("segment_numbers")
+        if numbers is None or not plan.num_segments:
+            return plan
+        documents = numbers > 0
+        scores, thumbs = find("scores"), find("desirable")
+        scores = None if scores is None or bool(scores.isnan().all()) else scores[documents]
+        thumbs = None if thumbs is None or bool((thumbs < 0).all()) else thumbs[documents]
+        return replace(plan, scores=scores, desirable=thumbs)
 
     def to_labels(self, *, shifted: bool = False) -> Tensor:
         """[B, L] int64 labels as transformers wants them (unshifted), or aligned to the predicting rows.

@@ -1,7 +1,7 @@
 """Losses of single documents with a thumb up or down, and KTO's reference point.
 
 z = kto_kl(policy_of_mismatched, reference_of_mismatched)
-out = unpaired_loss("kto", policy.sum, reference.sum, desirable, kl=z, beta=0.1)
+out = unpaired_loss("kto", policy.sum, reference.sum, plan.desirable > 0, kl=z, beta=0.1)
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def unpaired_loss(
 ) -> PreferenceOut:
     """The loss `name` ("kto", "apo_zero", "bco") on vectors [documents] of summed log-probabilities.
 
-    desirable: [documents] bool, the thumb.
+    desirable: [documents] bool, the thumb. A plan of a batch has it as 1, 0, and -1 for documents without one, whose
+    entries are left out of all vectors.
 
     desirable_weight, undesirable_weight: λ_D and λ_U, factors of the losses that do not enter the denominator.
     weights, denominator, replicas, parameters and errors as in `preference_loss`, with documents for pairs.
