@@ -55,9 +55,10 @@ def conversation(chat: Chat) -> Conversation:
 
 def difference(expectation: Expectation, documents: list[Document], chat: Conversation, counts: Counter[str]) -> str:
     """The first thing in which the two ways differ, "" for nothing. Raises CannotProveError."""
-    refused = frozenset(m for d in documents for m, verdict in d.verdicts.items() if verdict & Verdict.REFUSED)
+    said = {m: verdict for d in documents for m, verdict in d.verdicts.items() if verdict & Verdict.REFUSED}
     loud = {int(m) for d in documents if d.turn < 0 for m in d.message_ids[d.flags & (Flag.SAMPLED | 4) > 0]}
-    begun = expectation.begin(0, 0, chat, refused, frozenset(refused - loud))
+    silent = frozenset(m for m, verdict in said.items() if verdict == Verdict.REFUSED and m not in loud)
+    begun = expectation.begin(0, 0, chat, frozenset(said), silent)
     expected = {e.turn: e for e in expectation.finish(begun, expectation.speller.spell(begun.texts))}
     for document in documents:
         mine = expected.pop(document.turn, None)

@@ -430,10 +430,6 @@ class _Prover:
             message
             for message in {**stored.verdicts, **document.verdicts}
             if stored.verdicts.get(message) != document.verdicts.get(message)
-            and not (
-                stored.verdicts.get(message, 0) & Verdict.REFUSED
-                and document.verdicts.get(message, 0) & Verdict.REFUSED
-            )
         )
         for message in unlike:
             words = [
@@ -490,21 +486,22 @@ def _only(rows: frozenset[int]) -> Callable[[int, int], RecordError | None]:
 
 
 def _refused(documents: list[Stored], base: int, size: int) -> tuple[frozenset[int], frozenset[int]]:
-    """The messages of a conversation whose turns the dataset calls refused; and those of them that show nothing
-    sampled."""
-    refused = {
-        message - base
+    """The messages of a conversation whose turns the dataset calls refused; and those of them of which it says nothing
+    else, and which show nothing sampled."""
+    said = {
+        message - base: verdict
         for stored in documents
         for message, verdict in stored.verdicts.items()
         if verdict & Verdict.REFUSED and base <= message < base + size
     }
-    if not refused:
+    if not said:
         return frozenset(), frozenset()
     loud: set[int] = set()
     for stored in documents:
         if stored.turn < 0:
             loud |= set((stored.messages[stored.flags & np.uint8(Flag.SAMPLED | Flag.STRADDLES) > 0] - base).tolist())
-    return frozenset(refused), frozenset(refused - loud)
+    silent = {message for message, verdict in said.items() if verdict == Verdict.REFUSED and message not in loud}
+    return frozenset(said), frozenset(silent)
 
 
 def _distance(stored: Stored, document: Expected) -> int:

@@ -14,23 +14,19 @@ shares code with the tracker of `template/`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import meta
 
 from maskpipe.auditing.exchange import CALLS, LETTERS, REASONING, CannotProveError, Data, Exchange
-from maskpipe.auditing.shown import OWN, Shown, match
+from maskpipe.auditing.marked import ANY_TEXT, JOINED_TEXT, NO_TEXT, PRINTED_TEXT, Marked
+from maskpipe.auditing.shown import Shown, match
 from maskpipe.chat import Conversation
 from maskpipe.errors import MaskpipeError
 from maskpipe.roles import role_of
-from maskpipe.template.sandbox import COMPUTED_LATE, OPTIONS, plain_environment, set_up
-
-_NO_TEXT, _PRINTED_TEXT, _JOINED_TEXT = range(3)
-"""Which of the template's own texts are exchanged: none, those that it prints, those that it joins to others too."""
-_WAYS = tuple((strength, marks) for strength in range(LETTERS + 1) for marks in (2, 1, 0))
+from maskpipe.template.sandbox import plain_environment
 
 
 @dataclass
@@ -45,14 +41,12 @@ class Template:
 
     def __post_init__(self) -> None:
         self._plain = plain_environment(self.clock).from_string(self.source)
-        self._standing = _Standing(self.clock)
-        self._dark = []
-        for marks in (_NO_TEXT, _PRINTED_TEXT, _JOINED_TEXT):
-            tree = self._standing.parse(self.source)
-            if marks:
-                _mark_own_text(tree, marks, printed=False)
-            _say_where_loops_stand(tree)
-            self._dark.append(self._standing.from_string(tree))
+        self.marked = Marked(self.clock)
+        self._dark = [self.marked.compiled(self.source, marks) for marks in range(NO_TEXT, ANY_TEXT + 1)]
+        same = self._dark[PRINTED_TEXT][1] == self._dark[JOINED_TEXT][1]
+        marks = (ANY_TEXT, JOINED_TEXT, NO_TEXT) if same else (ANY_TEXT, JOINED_TEXT, PRINTED_TEXT, NO_TEXT)
+        self.ways = tuple((strength, way) for strength in range(LETTERS + 1) for way in marks)
+        """(how much of the data is exchanged, how much of the template is marked), most first."""
         usual = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
         self.switches = sorted(
             meta.find_undeclared_variables(plain_environment(self.clock).parse(self.source))
@@ -67,11 +61,10 @@ class Template:
     def dark(self, data: Data, count: int, prompt: bool, marks: int) -> tuple[str, list[int], list[int]]:
         """The dark text, in which text of the template is another one too, as `marks` says; and where it was printed
         while the loop stood on which message: ends, messages."""
-        standing = self._standing
+        standing = self.marked
         variables = self._variables(data.dark, count, prompt)
         standing.begin(variables["messages"])
-
-        program = self._dark[marks]
+        program = self._dark[marks][0]
 
         def pieces() -> tuple[str, list[int], list[int]]:
             context = program.new_context(variables)
@@ -91,12 +84,6 @@ class Template:
 
         out: tuple[str, list[int], list[int]] = self._run(pieces)
         return out
-
-    @property
-    def moved_in_macro(self) -> bool:
-        """Did a macro of the last dark render go through the messages by itself? Which of them its text belongs to was
-        decided where it was made, and is not seen where it is printed."""
-        return self._standing.moved_in_macro
 
     def _variables(self, given: Mapping[str, Any], count: int, prompt: bool) -> dict[str, Any]:
         return {
@@ -161,8 +148,8 @@ class Renders:
 
     def _find(self, plain: str, count: int, prompt: bool) -> Shown:
         shape = (self.given["tools"] is not None, any(CALLS[0] in m for m in self.given["messages"]), prompt)
-        failed = self.template.failed.setdefault(shape, [0] * len(_WAYS))
-        for way, (strength, marks) in enumerate(_WAYS):
+        failed = self.template.failed.setdefault(shape, [0] * len(self.template.ways))
+        for way, (strength, marks) in enumerate(self.template.ways):
             if failed[way] >= 8:
                 continue
             data = self._data_of(strength)
@@ -170,9 +157,8 @@ class Renders:
                 dark, ends, loops = self.template.dark(data, count, prompt, marks)
             except _RefusedError:
                 dark, ends, loops = "", [], []
-            shown = match(plain, dark, ends, loops, data)
+            shown = match(plain, dark, ends, loops, data, self.template.marked, marks)
             if shown is not None:
-                shown.loops_are_known = not self.template.moved_in_macro
                 failed[way] = -1
                 return shown
             failed[way] += 1 if failed[way] >= 0 else 0
@@ -182,114 +168,6 @@ class Renders:
         if strength not in self._data:
             self._data[strength] = Exchange(self.given, strength, self.template.source).data
         return self._data[strength]
-
-
-# -- the template's loops
-
-
-class _Standing(ImmutableSandboxedEnvironment):
-    """Stock Jinja2 in transformers' setting that knows which message the innermost loop over messages stands on."""
-
-    intercepted_binops = COMPUTED_LATE
-    message = -1
-
-    def __init__(self, clock: str) -> None:
-        super().__init__(**OPTIONS)
-        set_up(self, clock)
-
-    def begin(self, messages: Sequence[Any]) -> None:
-        self.message = -1
-        self._numbers = {id(message): k for k, message in enumerate(messages)}
-        self._outside: list[int] = []
-        self._macros = 0
-        self.moved_in_macro = False
-
-    def on(self, value: Any) -> str:
-        message = self._numbers.get(id(value), self.message)
-        self.moved_in_macro |= self._macros > 0 and message != self.message
-        self.message = message
-        return ""
-
-    def before_macro(self) -> str:
-        self._macros += 1
-        return ""
-
-    def after_macro(self) -> str:
-        self._macros -= 1
-        return ""
-
-    def before_loop(self) -> str:
-        self._outside.append(self.message)
-        return ""
-
-    def after_loop(self) -> str:
-        self.message = self._outside.pop()
-        return ""
-
-
-def _say_where_loops_stand(tree: nodes.Node) -> None:
-    for loop in list(tree.find_all(nodes.For)):
-        names = [name.name for name in ([loop.target] if isinstance(loop.target, nodes.Name) else _names(loop.target))]
-        body: list[nodes.Node] = [_say("on", loop.lineno, name) for name in names]
-        for child in loop.body:
-            body.append(child)
-            # for i in range(…): set message = messages[i]
-            if (
-                isinstance(child, nodes.Assign)
-                and isinstance(child.target, nodes.Name)
-                and isinstance(child.node, nodes.Getitem)
-                and isinstance(child.node.arg, nodes.Name)
-                and child.node.arg.name in names
-            ):
-                body.append(_say("on", child.lineno, child.target.name))
-        loop.body = body
-    for macro in list(tree.find_all(nodes.Macro)):
-        macro.body = [_say("before_macro", macro.lineno), *macro.body, _say("after_macro", macro.lineno)]
-    _wrap_loops(tree)
-
-
-def _mark_own_text(node: nodes.Node, marks: int, printed: bool) -> None:
-    """Every text that the template prints as it stands becomes other characters: no data can be taken for it then."""
-    if isinstance(node, nodes.TemplateData) or (printed and isinstance(node, nodes.Const)):
-        text = node.data if isinstance(node, nodes.TemplateData) else node.value
-        if isinstance(text, str) and all(char < "\uffff" for char in text):
-            other = "".join(chr(ord(char) + OWN) for char in text)
-            setattr(node, "data" if isinstance(node, nodes.TemplateData) else "value", other)
-        return
-    for name in node.fields:
-        value = getattr(node, name)
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, nodes.Node):
-                chain = (printed or marks == _JOINED_TEXT) and isinstance(node, nodes.Add | nodes.Concat)
-                arm = printed and isinstance(node, nodes.CondExpr) and name != "test"
-                _mark_own_text(child, marks, isinstance(node, nodes.Output) or chain or arm)
-
-
-def _names(target: nodes.Node) -> Iterator[nodes.Name]:
-    return target.find_all(nodes.Name)
-
-
-def _wrap_loops(node: nodes.Node) -> None:
-    for name in node.fields:
-        value = getattr(node, name)
-        if isinstance(value, list):
-            out: list[Any] = []
-            for child in value:
-                if isinstance(child, nodes.Node):
-                    _wrap_loops(child)
-                if isinstance(child, nodes.For):
-                    out += [_say("before_loop", child.lineno), child, _say("after_loop", child.lineno)]
-                else:
-                    out.append(child)
-            setattr(node, name, out)
-        elif isinstance(value, nodes.Node):
-            _wrap_loops(value)
-
-
-def _say(method: str, line: int, name: str | None = None) -> nodes.ExprStmt:
-    arguments: list[nodes.Expr] = [] if name is None else [nodes.Name(name, "load", lineno=line)]
-    call = nodes.Call(nodes.EnvironmentAttribute(method, lineno=line), arguments, [], None, None, lineno=line)
-    return nodes.ExprStmt(call, lineno=line)
 
 
 def _with_aliases(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Rule:
             rest = len(text) - same
             tail = Shown(
                 text[same:], np.full(rest, -1, np.int32), np.full(rest, -1, np.int32), np.full(rest, index, np.int32),
-                np.zeros(rest, bool), np.zeros(rest, bool), data,
+                np.zeros(rest, bool), np.zeros(rest, bool), np.ones(rest, bool), data,
             )  # fmt: skip
             return whole.cut(0, same).followed_by(tail)
         return renders.shown(index + 1)

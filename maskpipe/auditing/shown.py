@@ -15,46 +15,41 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpipe.auditing.exchange import BLANKS, MARKUP, Bool, Data, Int32, UInt32
+from maskpipe.auditing.marked import ANY_TEXT, Marked
 from maskpipe.roles import Part
-
-OWN = 0xF0000
-"""Added to a character that the template writes by itself."""
 
 
 class Shown:
     """One rendered text and where each of its n characters came from."""
 
     def __init__(
-        self, text: str, leaf: Int32, offset: Int32, loop: Int32, stands: Bool, weak: Bool, data: Data
+        self, text: str, leaf: Int32, offset: Int32, loop: Int32, stands: Bool, written: Bool, sure: Bool, data: Data
     ) -> None:
         self.text = text
         self.leaf = leaf  # [n] index in data.leaves, -1 for text of the template
         self.offset = offset  # [n] character of the leaf's text, -1
         self.loop = loop  # [n] the message that the template's loop stood on, -1
         self.stands = stands  # [n] known by a stand-in of its own
-        self.weak = weak  # [n] placed by its neighbours, where the template may have written the same itself
+        self.written = written  # [n] known by a mark to be written by the template
+        self.sure = sure  # [n] nothing but this: not placed by neighbours alone, not printed after a loop had gone on
         self.data = data
-        self.loops_are_known = True
 
     def __len__(self) -> int:
         return len(self.text)
 
     def cut(self, start: int, stop: int) -> Shown:
         at = slice(start, stop)
-        out = Shown(
-            self.text[at], self.leaf[at], self.offset[at], self.loop[at], self.stands[at], self.weak[at], self.data
-        )
-        out.loops_are_known = self.loops_are_known
-        return out
+        return Shown(
+            self.text[at], self.leaf[at], self.offset[at], self.loop[at], self.stands[at], self.written[at],
+            self.sure[at], self.data,
+        )  # fmt: skip
 
     def followed_by(self, other: Shown) -> Shown:
         def both(name: str) -> Any:
             return np.concatenate([getattr(self, name), getattr(other, name)])
 
-        leaf, offset, loop, stands, weak = map(both, ("leaf", "offset", "loop", "stands", "weak"))
-        out = Shown(self.text + other.text, leaf, offset, loop, stands, weak, self.data)
-        out.loops_are_known = self.loops_are_known and other.loops_are_known
-        return out
+        leaf, offset, loop, stands, written, sure = map(both, ("leaf", "offset", "loop", "stands", "written", "sure"))
+        return Shown(self.text + other.text, leaf, offset, loop, stands, written, sure, self.data)
 
     @cached_property
     def messages(self) -> Int32:
@@ -67,10 +62,10 @@ class Shown:
 
     def may_be(self, at: int, role: int, part: int, message: int) -> bool:
         """Is there a second reading of the character at `at`, by which it has these facts?"""
-        if self.leaf[at] < 0 and part == Part.SCAFFOLD and not self.loops_are_known:
+        if not self.sure[at] and part == Part.SCAFFOLD:
             return True
-        if self.leaf[at] >= 0:
-            return bool(self.weak[at]) and part == Part.SCAFFOLD
+        if self.leaf[at] >= 0 or self.written[at]:
+            return False
         for leaf in self.data.unexchanged:
             size = len(leaf.text)
             same = (leaf.role, leaf.part, leaf.message) == (role, part, message)
@@ -80,7 +75,9 @@ class Shown:
         return False
 
 
-def match(plain: str, dark: str, ends: list[int], loops: list[int], data: Data) -> Shown | None:
+def match(
+    plain: str, dark: str, ends: list[int], loops: list[int], data: Data, marked: Marked, marks: int
+) -> Shown | None:
     """The provenance, or None where the dark text, exchanged back, is not the plain one."""
     if len(plain) != len(dark):
         return None
@@ -90,16 +87,15 @@ def match(plain: str, dark: str, ends: list[int], loops: list[int], data: Data) 
     number = seen.astype(np.int64) - data.first
     stands = (number >= 0) & (number < len(data.characters))
     number[~stands] = 0
-    own = seen >= OWN
-    back = np.where(own, seen - np.uint32(OWN), seen)
+    back, own, tagged, messages = marked.meant(seen)
     if len(data.characters):
-        back[stands] = data.characters[number[stands]]
+        back = np.where(stands, data.characters[number], back)
     blank = np.zeros(size, bool)
     different = np.flatnonzero(back != codes)
     if len(different):
         blank, rest = _blanks(plain, dark, different, data)
         for at in rest:
-            if not (stands[at] or own[at]) or chr(back[at]).casefold() != plain[at].casefold():
+            if not (stands[at] or own[at] or tagged[at]) or chr(back[at]).casefold() != plain[at].casefold():
                 return None
     leaf = np.where(stands, data.of[number] if len(data.of) else -1, -1).astype(np.int32)
     place = np.where(stands, number, np.where(own, -2, -1))
@@ -107,8 +103,11 @@ def match(plain: str, dark: str, ends: list[int], loops: list[int], data: Data) 
     _fill(codes, plain, place, leaf, weak, blank, data)
     offset = np.where(leaf >= 0, place - data.starts[leaf] if len(data.starts) else -1, -1).astype(np.int32)
     sizes = [end - start for start, end in itertools.pairwise([0, *ends])]
-    loop = np.repeat(np.array(loops, np.int32), sizes)
-    return Shown(plain, leaf, offset, loop, stands, weak, data)
+    loop = np.where(tagged, messages, np.repeat(np.array(loops, np.int32), sizes)).astype(np.int32)
+    sure = ~weak
+    if marked.moved_in_macro:
+        sure &= (leaf >= 0) | tagged | ((marks == ANY_TEXT) & (own | (codes < 128)))
+    return Shown(plain, leaf, offset, loop, stands, own, sure, data)
 
 
 def _blanks(plain: str, dark: str, different: npt.NDArray[np.int64], data: Data) -> tuple[Bool, list[int]]:
