@@ -11,19 +11,16 @@ after that. `replace` and `strip` look through the marks, as templates do this w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from maskpipe.auditing.exchange import BLANKS, Alike, Bool, Int32, UInt32
 from maskpipe.template.sandbox import COMPUTED_LATE, OPTIONS, set_up
-
-UInt32 = npt.NDArray[np.uint32]
-Int32 = npt.NDArray[np.int32]
-Bool = npt.NDArray[np.bool_]
 
 OWN = 0xF0000
 """Added to a character that the template writes by itself."""
@@ -118,7 +115,7 @@ class Marked(ImmutableSandboxedEnvironment):
 
     def gathered(self, value: Any) -> str:
         """What a macro or block prints, tagged with the message that the loop stands on. Data keeps its stand-ins."""
-        text = str(value)
+        text = without_escapes(str(value))
         known = self._gathered.get((self.message, text))
         if known is not None or not text:
             return known or ""
@@ -138,9 +135,12 @@ class Marked(ImmutableSandboxedEnvironment):
             self._gathered[self.message, text] = made
         return made
 
+    def kept(self, marked: str, plain: str) -> str:
+        return Alike.of(marked, plain)
+
     def replaced(self, value: Any, old: Any, new: Any, count: Any = None) -> str:
         """The `replace` of filters and of str, which finds marked text too."""
-        text, old, new = str(value), str(old), str(new)
+        text, old, new = str(value), _plain(old), str(new)
         seen, wanted = self._seen(text), self._seen(old)
         count = -1 if count is None else count
         if seen is text or not wanted:
@@ -158,7 +158,7 @@ class Marked(ImmutableSandboxedEnvironment):
         if not isinstance(value, str):
             return getattr(value, method)(*given)
         seen = self._seen(value)
-        ends = [None if entry is None else self._seen(str(entry)) for entry in given]
+        ends = [None if entry is None else self._seen(_plain(entry)) for entry in given]
         start = 0 if method == "rstrip" else len(seen) - len(seen.lstrip(*ends))
         stop = len(seen) if method == "lstrip" else len(seen.rstrip(*ends))
         return value[start : max(start, stop)]
@@ -167,12 +167,30 @@ class Marked(ImmutableSandboxedEnvironment):
         return text if text.isascii() or max(text) < chr(OWN) else _text(self.meant(_codes(text))[0])
 
 
+_PAIR = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPES = re.compile(rf"(?:{_PAIR}|\\u[23]0[0-9a-f]{{2}}|\\U000[0-9a-f]{{5}})+")
+
+
+def without_escapes(text: str) -> str:
+    """The text, with stand-ins that JSON or repr wrote as escapes as themselves: what they stand for may need none."""
+    return _ESCAPES.sub(lambda found: _unescaped(found.group()), text) if "\\" in text else text
+
+
+def _unescaped(text: str) -> str:
+    made = text.encode("ascii").decode("unicode_escape").encode("utf-16", "surrogatepass").decode("utf-16")
+    return made if all(char >= "\U00020000" or char in BLANKS for char in made) else text
+
+
 def _codes(text: str) -> UInt32:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _text(codes: UInt32) -> str:
     return codes.tobytes().decode("utf-32-le", "surrogatepass")
+
+
+def _plain(value: Any) -> str:
+    return value.plain if isinstance(value, Alike) else str(value)
 
 
 class _Marker:
@@ -191,13 +209,21 @@ class _Marker:
             if printed and isinstance(node.value, str):
                 node.value = self._marked(node.value)
         else:
-            for name in node.fields:
-                value = getattr(node, name)
-                for place, child in enumerate(value if isinstance(value, list) else [value]):
-                    if isinstance(child, nodes.Node):
-                        self.mark(child, self._is_printed(node, printed, name, place))
+            for name, place, child in list(_children(node)):
+                if isinstance(child, nodes.Const) and self._is_kept(node, name):
+                    if isinstance(child.value, str) and child.value:
+                        kept = (nodes.Const(self._marked(child.value)), nodes.Const(child.value))
+                        _put(node, name, place, _call("kept", child.lineno, *kept))
+                else:
+                    self.mark(child, self._is_printed(node, printed, name, place))
 
-    def _is_printed(self, node: nodes.Node, printed: bool, name: str, place: int) -> bool:
+    def _is_kept(self, node: nodes.Node, name: str) -> bool:
+        """Does the template give a name to the text, by which it may compare it?"""
+        return self.marks == ANY_TEXT and (
+            (isinstance(node, nodes.Assign) and name == "node") or (isinstance(node, nodes.Keyword) and name == "value")
+        )
+
+    def _is_printed(self, node: nodes.Node, printed: bool, name: str, place: int | None) -> bool:
         if isinstance(node, nodes.Output):
             return True
         if isinstance(node, nodes.CondExpr):
@@ -208,15 +234,13 @@ class _Marker:
             return False
         if isinstance(node, nodes.Assign):
             return name == "node"
-        if isinstance(node, nodes.Keyword):
-            return printed
         if isinstance(node, nodes.Filter):
             first = name == "node" and node.name in ("trim", "replace")
             return (printed and first) or (name == "args" and (node.name, place) in (("replace", 1), ("join", 0)))
         if isinstance(node, nodes.Call):
             if isinstance(node.node, nodes.Getattr):
                 return name == "args" and node.node.attr == "replace" and place == 1
-            return name == "kwargs" and isinstance(node.node, nodes.Name) and node.node.name == "namespace"
+            return False
         return isinstance(node, nodes.Getattr) and node.attr == "join" and name == "node"
 
     def _marked(self, text: str) -> str:

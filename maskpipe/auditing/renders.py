@@ -20,8 +20,8 @@ from typing import Any
 
 from jinja2 import meta
 
-from maskpipe.auditing.exchange import CALLS, LETTERS, REASONING, CannotProveError, Data, Exchange
-from maskpipe.auditing.marked import ANY_TEXT, JOINED_TEXT, NO_TEXT, PRINTED_TEXT, Marked
+from maskpipe.auditing.exchange import CALLS, LETTERS, REASONING, SPACES, CannotProveError, Data, Exchange
+from maskpipe.auditing.marked import ANY_TEXT, JOINED_TEXT, NO_TEXT, PRINTED_TEXT, Marked, without_escapes
 from maskpipe.auditing.shown import Shown, match
 from maskpipe.chat import Conversation
 from maskpipe.errors import MaskpipeError
@@ -45,7 +45,7 @@ class Template:
         self._dark = [self.marked.compiled(self.source, marks) for marks in range(NO_TEXT, ANY_TEXT + 1)]
         same = self._dark[PRINTED_TEXT][1] == self._dark[JOINED_TEXT][1]
         marks = (ANY_TEXT, JOINED_TEXT, NO_TEXT) if same else (ANY_TEXT, JOINED_TEXT, PRINTED_TEXT, NO_TEXT)
-        self.ways = tuple((strength, way) for strength in range(LETTERS + 1) for way in marks)
+        self.ways = tuple((strength, way) for strength in range(SPACES, LETTERS + 1) for way in marks)
         """(how much of the data is exchanged, how much of the template is marked), most first."""
         usual = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
         self.switches = sorted(
@@ -73,6 +73,7 @@ class Template:
             loops: list[int] = []
             at = 0
             for piece in program.root_render_func(context):
+                piece = without_escapes(piece)
                 texts.append(piece)
                 at += len(piece)
                 if loops and loops[-1] == standing.message:

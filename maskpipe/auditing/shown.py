@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe.auditing.exchange import BLANKS, MARKUP, Bool, Data, Int32, UInt32
+from maskpipe.auditing.exchange import BLANK_CODES, MARKUP, Bool, Data, Int32, UInt32
 from maskpipe.auditing.marked import ANY_TEXT, Marked
 from maskpipe.roles import Part
+
+Int64 = npt.NDArray[np.int64]
+
+_FAR = 80
+"""How far behind its key a boolean is looked for."""
+_WHITE = np.array([chr(code).isspace() for code in range(0x3002)])
 
 
 class Shown:
@@ -92,34 +99,120 @@ def match(
         back = np.where(stands, data.characters[number], back)
     blank = np.zeros(size, bool)
     different = np.flatnonzero(back != codes)
+    numbers = np.zeros(size, bool)
     if len(different):
-        blank, rest = _blanks(plain, dark, different, data)
-        for at in rest:
+        blank, rest = _blanks(codes, seen, different, data)
+        if data.numbers and len(rest):
+            numbers[rest] = True
+            rest = rest[~(_is_digit(codes[rest]) & _is_digit(back[rest]))]
+        for at in rest.tolist():
             if not (stands[at] or own[at] or tagged[at]) or chr(back[at]).casefold() != plain[at].casefold():
                 return None
     leaf = np.where(stands, data.of[number] if len(data.of) else -1, -1).astype(np.int32)
     place = np.where(stands, number, np.where(own, -2, -1))
     weak = np.zeros(size, bool)
+    if numbers.any() and not _place_numbers(plain, back, numbers, place, leaf, weak, data):
+        return None
     _fill(codes, plain, place, leaf, weak, blank, data)
+    if data.switches:
+        _place_switches(plain, place, leaf, data)
+    lone = np.flatnonzero(blank & (place == -1))
+    if len(lone):
+        _place_blanks(seen, lone, place, leaf, weak, data)
     offset = np.where(leaf >= 0, place - data.starts[leaf] if len(data.starts) else -1, -1).astype(np.int32)
     sizes = [end - start for start, end in itertools.pairwise([0, *ends])]
     loop = np.where(tagged, messages, np.repeat(np.array(loops, np.int32), sizes)).astype(np.int32)
     sure = ~weak
+    names = data.role_names[leaf] & (leaf >= 0)
+    if names.any():  # whose turn it is says the template, in the words of the data
+        loop[names], own, stands = data.leaf_messages[leaf[names]], own | names, stands & ~names
+        leaf[names], offset[names] = -1, -1
     if marked.moved_in_macro:
         sure &= (leaf >= 0) | tagged | ((marks == ANY_TEXT) & (own | (codes < 128)))
     return Shown(plain, leaf, offset, loop, stands, own, sure, data)
 
 
-def _blanks(plain: str, dark: str, different: npt.NDArray[np.int64], data: Data) -> tuple[Bool, list[int]]:
+def _blanks(codes: UInt32, seen: UInt32, different: Int64, data: Data) -> tuple[Bool, Int64]:
     """Which of these are white space of the data that became other white space, and the rest."""
-    blank = np.zeros(len(plain), bool)
-    rest: list[int] = []
-    for at in different.tolist():
-        if data.blanks and dark[at] in BLANKS and plain[at].isspace():
-            blank[at] = True
+    blank = np.zeros(len(codes), bool)
+    if not data.blanks:
+        return blank, different
+    here = np.isin(seen[different], BLANK_CODES) & _WHITE[np.minimum(codes[different], len(_WHITE) - 1)]
+    blank[different[here]] = True
+    return blank, different[~here]
+
+
+def _is_digit(codes: UInt32) -> Bool:
+    return (codes >= ord("0")) & (codes <= ord("9"))
+
+
+def _place_numbers(plain: str, back: UInt32, open_: Bool, place: Int64, leaf: Int32, weak: Bool, data: Data) -> bool:
+    """Places the numbers of the data that became other ones. `open_`: the characters in which the texts differ. Are
+    all of those in numbers?"""
+    dark = back.astype(np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
+    for number, other in data.numbers:
+        own = data.leaves[number]
+        at = dark.find(other)
+        while at >= 0:
+            end = at + len(other)
+            if (
+                plain.startswith(own.text, at)
+                and open_[at:end].any()
+                and not (dark[at - 1 : at].isdigit() or dark[end : end + 1].isdigit())
+            ):
+                before = data.leaves[leaf[at]] if leaf[at] >= 0 else own
+                weak[at:end] |= before[2:] != own[2:]  # two numbers look alike
+                place[at:end] = np.arange(data.starts[number], data.starts[number] + len(other))
+                leaf[at:end] = number
+            at = dark.find(other, at + 1)
+    return not np.any(open_ & _is_digit(back) & (leaf < 0))
+
+
+def _place_switches(plain: str, place: Int64, leaf: Int32, data: Data) -> None:
+    """Places booleans behind their keys: as the only text before the next data that the template did not write."""
+    for number, ways in data.switches:
+        key = number - 1
+        of_key = leaf == key
+        for end in (np.flatnonzero(of_key[:-1] & ~of_key[1:]) + 1).tolist():
+            behind = np.flatnonzero(place[end : end + _FAR] >= 0)
+            stop = end + (int(behind[0]) if len(behind) else _FAR)
+            found = [
+                at for way in set(ways) for at in _all(plain, way, end, stop) if (place[at : at + len(way)] == -1).all()
+            ]
+            if len(found) == 1:
+                at = slice(found[0], found[0] + len(ways[0]))
+                place[at] = np.arange(data.starts[number], data.starts[number] + len(ways[0]))
+                leaf[at] = number
+
+
+def _all(text: str, word: str, start: int, stop: int) -> Iterator[int]:
+    at = text.find(word, start, stop)
+    while at >= 0:
+        yield at
+        at = text.find(word, at + 1, stop)
+
+
+def _place_blanks(seen: UInt32, lone: Int64, place: Int64, leaf: Int32, weak: Bool, data: Data) -> None:
+    """Places white space of the data that stands beside nothing else of it: which one it is says what it became."""
+    for at in lone.tolist():
+        before, after = np.flatnonzero(place[:at] >= 0), np.flatnonzero(place[at + 1 :] >= 0)
+        near = [(int(before[-1]), 1)] if len(before) else []
+        near += [(at + 1 + int(after[0]), -1)] if len(after) else []
+        for beside, step in near:
+            own = leaf[beside]
+            low = int(data.starts[own])
+            high = low + len(data.leaves[own].text)
+            number = int(place[beside]) + step
+            while low <= number < high and number not in place:
+                space = data.characters[number] == ord(" ")
+                if space and BLANK_CODES[(number - low) % len(BLANK_CODES)] == seen[at]:
+                    place[at], leaf[at] = number, own
+                    break
+                number += step
+            if place[at] >= 0:
+                break
         else:
-            rest.append(at)
-    return blank, rest
+            weak[at] = True
 
 
 def _fill(codes: UInt32, plain: str, place: Any, leaf: Int32, weak: Bool, blank: Bool, data: Data) -> None:
