@@ -63,8 +63,8 @@ class Proof:
     cannot_tokens: int = 0
     """Their tokens."""
     two_readings: int = 0
-    """Tokens, among those proved, whose role and part are one of two that the text allows: data that a template shows
-    in a way which its own text could have too."""
+    """Tokens, among those proved, of which role, part and message are one of two that the text allows: data that a
+    template shows in a way which its own text could have too. The proof would have found neither wrong."""
     refused_turns: int = 0
     """Turns without loss because the dataset says that they were refused, which the proof took as said."""
     findings: tuple[Finding, ...] = ()
@@ -92,6 +92,8 @@ class Proof:
         parts = [f"{self.tokens:,} tokens of {self.documents:,} documents ({self.records:,} records) proved"]
         if self.differ:
             parts.append(f"{self.differ:,} documents differ")
+        if self.two_readings:
+            parts.append(f"{self.two_readings:,} tokens have two readings")
         if self.cannot:
             parts.append(f"{sum(self.cannot.values()):,} documents cannot be proved")
         return ", ".join(parts)
@@ -229,6 +231,9 @@ class _Prover:
         if self.out.refused_turns:
             said = "turns without loss were refused when the dataset was made, which the proof takes as said"
             notes.append(Finding("MP611", said, self.out.refused_turns))
+        if self.out.two_readings:
+            said = "tokens have two readings (data, or the template's own text), and the proof took either"
+            notes.append(Finding("MP611", said, self.out.two_readings))
         found = [Finding(code, kind.text, kind.count, tuple(kind.places)) for code, kind in sorted(self.found.items())]
         self.out.findings = (*found, *notes)
         return self.out
@@ -423,7 +428,8 @@ class _Prover:
             return
         self.out.documents += 1
         self.out.tokens += len(stored)
-        self.out.two_readings += int(second.sum())
+        if document.shown is not None:
+            self.out.two_readings += int(np.count_nonzero(document.shown.doubtful[document.starts]))
 
     def _compare_verdicts(self, stored: Stored, document: Expected) -> bool:
         unlike = sorted(

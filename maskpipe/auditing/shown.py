@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -67,8 +68,23 @@ class Shown:
         """Positions of the characters that are the message's own text, ascending."""
         return np.flatnonzero(self.messages == message).astype(np.int32)
 
+    @cached_property
+    def doubtful(self) -> Bool:
+        """[n] the characters that have a second reading: placed by their neighbours alone, printed by a loop that had
+        gone on, or the same as data that could not be exchanged where nothing says that the template wrote them."""
+        out = ~self.sure
+        unsaid = (self.leaf < 0) & ~self.written
+        if unsaid.any():
+            for word in {leaf.text for leaf in self.data.unexchanged}:
+                for found in re.finditer(re.escape(word), self.text, re.IGNORECASE):
+                    at = slice(found.start(), found.end())
+                    out[at] |= unsaid[at]
+        return out
+
     def may_be(self, at: int, role: int, part: int, message: int) -> bool:
         """Is there a second reading of the character at `at`, by which it has these facts?"""
+        if not self.doubtful[at]:
+            return False
         if not self.sure[at] and part == Part.SCAFFOLD:
             return True
         if self.leaf[at] >= 0 or self.written[at]:
