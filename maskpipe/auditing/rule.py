@@ -475,5 +475,5 @@ def _tail(text: Shown, start: int, index: int) -> tuple[str, int]:
     data = np.flatnonzero(text.leaf[start:] >= 0)
     stop = start + int(data[0]) if len(data) else len(text)
     mine = np.flatnonzero(text.loop[start:stop] == index)
-    known = bool(np.any((text.loop == index) & (text.leaf < 0)))
+    known = bool(np.any((text.loop == index) & (text.leaf < 0) & ~text.stands))
     return text.text[start:stop], (int(mine[-1]) + 1 if len(mine) else 0) if known else stop - start

@@ -37,7 +37,7 @@ class Shown:
         self.leaf = leaf  # [n] index in data.leaves, -1 for text of the template
         self.offset = offset  # [n] character of the leaf's text, -1
         self.loop = loop  # [n] the message that the template's loop stood on, -1
-        self.stands = stands  # [n] known by a stand-in of its own
+        self.stands = stands  # [n] known by a stand-in of its own; of the template's text, a role's name
         self.written = written  # [n] known by a mark to be written by the template
         self.sure = sure  # [n] nothing but this: not placed by neighbours alone, not printed after a loop had gone on
         self.data = data
@@ -141,7 +141,7 @@ def match(
     sure = ~weak
     names = data.role_names[leaf] & (leaf >= 0)
     if names.any():  # whose turn it is says the template, in the words of the data
-        loop[names], own, stands = data.leaf_messages[leaf[names]], own | names, stands & ~names
+        loop[names], own = data.leaf_messages[leaf[names]], own | names
         leaf[names], offset[names] = -1, -1
     if marked.moved_in_macro:
         sure &= (leaf >= 0) | tagged | ((marks == ANY_TEXT) & (own | (codes < 128)))
