@@ -1,4 +1,4 @@
-// The only pybind11 file: check shapes, release the GIL, call, wrap. Meaning lives in the headers.
+// The module: check shapes, release the GIL, call, wrap. Meaning lives in the headers.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,8 +15,10 @@
 #include <vector>
 
 #include "align.h"
+#include "arguments.h"
 #include "audit.h"
 #include "bind_engine.h"
+#include "bind_scan.h"
 #include "check.h"
 #include "layout.h"
 #include "loss.h"
@@ -34,90 +36,14 @@ using namespace py::literals;
 
 namespace {
 
-// The values of a one-dimensional, contiguous, aligned array of exactly this dtype; else TypeError or ValueError naming
-// the argument. Valid as long as the array lives.
-template <typename Value>
-std::span<const Value> view(const py::object& argument, const std::string& name) {
-  const auto dtype = [] { return std::string(py::str(py::dtype::of<Value>())); };
-  if (!py::isinstance<py::array>(argument)) {
-    throw py::type_error(name + " must be a numpy array of " + dtype() + ", got " + Py_TYPE(argument.ptr())->tp_name);
-  }
-  const auto array = py::reinterpret_borrow<py::array>(argument);
-  if (!py::isinstance<py::array_t<Value>>(array)) {
-    throw py::type_error(name + " must be a numpy array of " + dtype() + ", got dtype " +
-                         std::string(py::str(array.dtype())));
-  }
-  if (array.ndim() != 1) {
-    throw py::value_error(name + " must have one dimension, got " + std::to_string(array.ndim()));
-  }
-  const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(Value) == 0;
-  if (!(array.flags() & py::array::c_style) || !aligned) {
-    throw py::value_error(name + " must be contiguous and aligned in memory; pass numpy.ascontiguousarray of a copy");
-  }
-  return {static_cast<const Value*>(array.data()), static_cast<std::size_t>(array.size())};
-}
-
-template <typename Value>
-std::vector<Value> owned(std::span<const Value> values) {
-  return {values.begin(), values.end()};
-}
-
-// The same as view, for values that the core writes; nullptr for None.
-template <typename Value>
-Value* writable(const py::object& argument, const std::string& name, std::size_t size) {
-  if (argument.is_none()) return nullptr;
-  const std::span<const Value> values = view<Value>(argument, name);
-  if (!py::reinterpret_borrow<py::array>(argument).writeable()) throw py::value_error(name + " is read-only");
-  if (values.size() != size) {
-    throw py::value_error(name + " must have " + std::to_string(size) + " values, got " +
-                          std::to_string(values.size()));
-  }
-  return const_cast<Value*>(values.data());
-}
-
-std::int64_t integer(const py::object& argument, const std::string& name) {
-  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(argument.ptr()));
-  if (!number) {
-    PyErr_Clear();
-    throw py::type_error(name + " must be an integer, got " + Py_TYPE(argument.ptr())->tp_name);
-  }
-  int overflow = 0;
-  const long long value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-  if (overflow != 0) throw py::value_error(name + " does not fit 64 bits, got " + std::string(py::str(number)));
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-std::int32_t integer32(const py::object& argument, const std::string& name) {
-  const std::int64_t value = integer(argument, name);
-  if (value != static_cast<std::int32_t>(value)) {
-    throw py::value_error(name + " does not fit 32 bits, got " + std::to_string(value));
-  }
-  return static_cast<std::int32_t>(value);
-}
-
-// A numpy array that owns the vector: nothing is copied.
-template <typename Value>
-py::array_t<Value> to_numpy(std::vector<Value>&& values) {
-  auto owned = std::make_unique<std::vector<Value>>(std::move(values));
-  const Value* data = owned->data();
-  const auto size = static_cast<py::ssize_t>(owned->size());
-  py::capsule owner(owned.get(), [](void* vector) { delete static_cast<std::vector<Value>*>(vector); });
-  owned.release();
-  return py::array_t<Value>(size, data, owner);
-}
-
-template <typename Call>
-auto without_gil(Call call) {
-  py::gil_scoped_release nogil;
-  return call();
-}
-
-py::object named_tuple(py::module_& m, const char* name, const char* fields) {
-  py::object type = py::module_::import("collections").attr("namedtuple")(name, fields, "module"_a = "maskpipe._core");
-  m.attr(name) = type;
-  return type;
-}
+using maskpipe::integer;
+using maskpipe::integer32;
+using maskpipe::named_tuple;
+using maskpipe::owned;
+using maskpipe::to_numpy;
+using maskpipe::view;
+using maskpipe::without_gil;
+using maskpipe::writable;
 
 void bind_pack(py::module_& m) {
   const auto to_tuple = [](maskpipe::Packing&& packing) {
@@ -865,4 +791,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_reader(m);
   bind_audit(m);
   maskpipe::bind_engine(m);
+  maskpipe::bind_scan(m);
 }

@@ -1,5 +1,6 @@
 #include "turns.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -53,7 +54,10 @@ class Locator {
     bool ended = false;  // a stop token stood where no joint follows: what comes before the next joint is not claimed
     while (at < end_) {
       if (!control(at)) {
-        content(at++, ended ? kOpen : 0);
+        const std::int64_t first = at;
+        while (++at < end_ && !control(at)) {
+        }
+        contents_of(first, at, ended ? kOpen : 0);
         continue;
       }
       Match found = match(role_, at);
@@ -184,15 +188,15 @@ class Locator {
   }
 
   void mark(std::int64_t begin, std::int64_t end, std::uint8_t role, std::uint8_t marks) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      out_.roles[i] = role;
-      out_.marks[i] = marks;
-    }
+    std::fill(out_.roles.begin() + begin, out_.roles.begin() + end, role);
+    std::fill(out_.marks.begin() + begin, out_.marks.begin() + end, marks);
   }
 
-  void content(std::int64_t at, std::uint8_t marks) {
+  void content(std::int64_t at, std::uint8_t marks) { contents_of(at, at + 1, marks); }
+
+  void contents_of(std::int64_t begin, std::int64_t end, std::uint8_t marks) {
     if (role_ == kAssistantRole && !(marks & kOpen)) marks |= kSampled;
-    mark(at, at + 1, role_, marks);
+    mark(begin, end, role_, marks);
   }
 
   void write(std::int64_t joint, std::int64_t matched, std::int64_t at) {

@@ -43,7 +43,7 @@ def audit_foreign(
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     where = Path(path)
     about = ids_of(loaded)
-    reading, stretches, about = _opened(where, about, limit)
+    reading, stretches, about = opened(where, about, limit)
     return _report(where.name or str(path), str(path), reading, stretches, loaded, about, chat_template)
 
 
@@ -65,7 +65,8 @@ def audit_batches(
     return _report("batches", "", reading, _again(first, stretches), loaded, ids_of(loaded), chat_template)
 
 
-def _opened(path: Path, about: Ids, limit: int | None) -> tuple[Reading, Iterator[Stretch], Ids]:
+def opened(path: Path, about: Ids, limit: int | None) -> tuple[Reading, Iterator[Stretch], Ids]:
+    """How its columns are read, its rows, and what is known of ids with what the data itself says."""
     if not path.exists():
         raise UsageError(f"{path}: no such file or directory")
     files = [path] if path.is_file() else tables.saved_files(path)

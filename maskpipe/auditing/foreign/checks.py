@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskpipe import _core
 from maskpipe.auditing.foreign.habits import AFTER, EMPTY, HEADER, JOINT, OPEN, SAMPLED, STOP, STRAY
-from maskpipe.auditing.foreign.locate import CUT, MORE, NOT_LOCATED, TAIL_MISSING, WHOLE, Locator, Turns
+from maskpipe.auditing.foreign.locate import CUT, MORE, NOT_LOCATED, TAIL_MISSING, WHOLE, Locator, Turns, table_of
 from maskpipe.auditing.foreign.rows import Bool, Ids, Rows
 from maskpipe.auditing.foreign.tally import PLACES, Tally
 from maskpipe.findings import Place
@@ -67,6 +68,9 @@ class Checker:
     _by_value: list[int] = field(default_factory=lambda: [0, 0])
     """Stop tokens of trained turns that are the pad token: without loss, with."""
 
+    def __post_init__(self) -> None:
+        self._final, self._control = table_of(self._finals()), table_of(self._control_ids())
+
     def add(self, rows: Rows) -> Turns:
         """Checks these rows; their turns."""
         turns = self.locator.locate(rows)
@@ -86,26 +90,25 @@ class Checker:
         real = ~rows.padding
         numbers = self.numbers
         numbers["rows"] += len(rows.offsets) - 1
-        numbers["tokens"] += int(real.sum())
-        numbers["padding"] += int(rows.padding.sum())
-        numbers["loss"] += int(rows.loss.sum())
+        numbers["tokens"] += int(np.count_nonzero(real))
+        numbers["padding"] += int(np.count_nonzero(rows.padding))
+        numbers["loss"] += int(np.count_nonzero(rows.loss))
         numbers["documents"] += len(turns.starts)
         numbers["located"] += int(np.count_nonzero(turns.states != NOT_LOCATED))
         numbers["turns"] += len(turns.turns)
         self.longest_row = max(self.longest_row, int(np.diff(rows.offsets).max()))
-        self.role_tokens.update(_histogram(turns.roles[real]))
-        self.role_loss.update(_histogram(turns.roles[rows.loss]))
+        self.role_tokens.update(_histogram(turns.roles, real))
+        self.role_loss.update(_histogram(turns.roles, rows.loss))
 
     # -- any rows
 
     def _check_nothing_trained(self, rows: Rows, turns: Turns) -> None:
-        trained = np.concatenate([[0], np.cumsum(rows.loss)])
-        per_row = trained[rows.offsets[1:]] - trained[rows.offsets[:-1]]
+        per_row = _core.count_marked(rows.loss, rows.offsets[:-1], rows.offsets[1:])
         empty = np.flatnonzero(per_row == 0)
         self.numbers["rows_without_loss"] += len(empty)
         text = "{count} rows without a token that has loss"
         self.tally.add("MP304", text, len(empty), [rows.where.row(int(row)) for row in empty[:PLACES]])
-        per_document = trained[turns.ends] - trained[turns.starts]
+        per_document = _core.count_marked(rows.loss, turns.starts, turns.ends)
         of_row = np.searchsorted(rows.offsets, turns.starts, "right") - 1
         without = np.flatnonzero((per_document == 0) & (per_row[of_row] > 0) & (turns.ends - turns.starts > 1))
         self.tally.add(
@@ -159,7 +162,18 @@ class Checker:
 
     def _check_control(self, rows: Rows, turns: Turns) -> None:
         stray = turns.marks & STRAY > 0
-        final = np.isin(rows.ids, self._finals()) & stray
+        if stray.any():
+            stray = self._check_stray(rows, turns, stray)
+        at = turns.openings[~self._explained(turns, stray)]
+        self.tally.add(
+            "MP404", "{count} turns begin inside another one, without what ends it", len(at),
+            [rows.where.place(int(start), int(start) + 1) for start in at[:PLACES]],
+        )  # fmt: skip
+        self._check_forged(rows, turns)
+
+    def _check_stray(self, rows: Rows, turns: Turns, stray: Bool) -> Bool:
+        """Control tokens where the template writes none; those that are left when padding is taken away."""
+        final = _core.listed(rows.ids, self._final) & stray
         last = np.zeros(len(stray), np.bool_)
         last[turns.ends[turns.ends > turns.starts] - 1] = True
         behind = np.zeros(len(stray), np.bool_)
@@ -191,12 +205,7 @@ class Checker:
         injected = stray & ~doubled & ~(cut & assistant) & ~instead
         count, places = rows.where.runs(injected)
         self.tally.add("MP404", "{count} control tokens stand where the template writes none", count, places)
-        at = turns.openings[~self._explained(turns, stray)]
-        self.tally.add(
-            "MP404", "{count} turns begin inside another one, without what ends it", len(at),
-            [rows.where.place(int(start), int(start) + 1) for start in at[:PLACES]],
-        )  # fmt: skip
-        self._check_forged(rows, turns)
+        return stray
 
     def _finals(self) -> list[int]:
         ids = set(self.about.ends) | set(self.locator.habits.stops)
@@ -234,12 +243,14 @@ class Checker:
             return
         trained = _trained(rows.loss, table)
         user = turns.roles == Role.USER
-        seen = np.concatenate([[0], np.cumsum(user & (turns.marks & JOINT == 0))])
         same = table[1:, 0] == table[:-1, 0]
-        no_user = seen[table[1:, 1]] == seen[table[:-1, 2]]
-        plain = _sum(np.isin(rows.ids, self._control_ids()), table[:, 1], np.maximum(table[:, 2] - 1, table[:, 1])) == 0
-        candidates = np.flatnonzero(same & no_user & plain[:-1] & (trained[:-1] == 0) & (trained[1:] > 0))
-        for number in candidates.tolist():
+        no_user = _sum(user & (turns.marks & JOINT == 0), table[:-1, 2], table[1:, 1]) == 0
+        candidates = np.flatnonzero(same & no_user & (trained[:-1] == 0) & (trained[1:] > 0))
+        if not len(candidates):
+            return
+        control = _core.listed(rows.ids, self._control)
+        plain = _sum(control, table[:, 1], np.maximum(table[:, 2] - 1, table[:, 1])) == 0
+        for number in candidates[plain[candidates]].tolist():
             of_document = table[:, 0] == table[number, 0]
             if np.count_nonzero(trained[of_document] == 0) == 1 and not self._between(turns, table, number):
                 place = rows.where.place(int(table[number, 1]), int(table[number, 2]))
@@ -254,25 +265,27 @@ class Checker:
     # -- loss of conversations
 
     def _check_loss(self, rows: Rows, turns: Turns) -> None:
-        loss = rows.loss.copy()
+        loss = rows.loss
         marks, roles = turns.marks, turns.roles
         known = (roles != Role.UNKNOWN) & ~rows.padding
         first = np.zeros(len(loss), np.bool_)
         first[turns.starts] = True
         everything = self._check_everything(rows, turns, known, first)
-        loss &= ~everything
+        if everything.any():
+            loss = loss & ~everything
         table = turns.turns
         trained = _trained(loss, table)
         shifted = self._check_shift(rows, turns, loss, trained)
-        loss &= ~shifted
-        keep = ~shifted[np.minimum(table[:, 1], len(loss) - 1)] if len(table) else np.zeros(0, np.bool_)
-        table, trained = table[keep], trained[keep]
-        claimed = loss & known & (marks & (SAMPLED | OPEN) == 0) & ~first & ~(marks & STRAY > 0)
-        self._runs("MP302", "{count} tokens of assistant headers have loss", claimed & (marks & HEADER > 0), rows)
-        self._runs("MP312", "{count} tokens behind stop tokens have loss", claimed & (marks & AFTER > 0), rows)
-        prompts = claimed & (marks & (HEADER | AFTER) == 0) & (roles != Role.ASSISTANT)
-        count, places = rows.where.runs(prompts)
-        self.tally.add("MP301", f"{{count}} tokens of prompts have loss{self._of_roles(prompts, roles)}", count, places)
+        if shifted.any():
+            loss = loss & ~shifted
+            keep = ~shifted[np.minimum(table[:, 1], len(loss) - 1)]
+            table, trained = table[keep], trained[keep]
+        claimed = loss & known & (marks & (SAMPLED | OPEN | STRAY) == 0) & ~first
+        if claimed.any():
+            self._runs("MP302", "{count} tokens of assistant headers have loss", claimed & (marks & HEADER > 0), rows)
+            self._runs("MP312", "{count} tokens behind stop tokens have loss", claimed & (marks & AFTER > 0), rows)
+            prompts = claimed & (marks & (HEADER | AFTER) == 0) & (roles != Role.ASSISTANT)
+            self._runs("MP301", "{count} tokens of prompts have loss", prompts, rows)
         self._runs("MP309", "{count} tokens of empty reasoning blocks have loss", loss & (marks & EMPTY > 0), rows)
         self._check_stops(rows, turns, loss, table, trained)
         self._check_answers(rows, turns, loss, table, trained)
@@ -281,17 +294,13 @@ class Checker:
         count, places = rows.where.runs(wrong)
         self.tally.add(code, text, count, places)
 
-    def _of_roles(self, wrong: Bool, roles: npt.NDArray[np.uint8]) -> str:
-        """Nothing: the text of a finding must not depend on the stretch that it was found in."""
-        return ""
-
     def _check_everything(self, rows: Rows, turns: Turns, known: Bool, first: Bool) -> Bool:
         """The tokens of documents in which everything has loss though not everything is the assistant's."""
         out = np.zeros(len(known), np.bool_)
-        untrained = np.concatenate([[0], np.cumsum(~rows.loss & ~first)])
-        others = np.concatenate([[0], np.cumsum(known & (turns.marks & (SAMPLED | OPEN) == 0))])
-        full = (untrained[turns.ends] - untrained[turns.starts] == 0) & (turns.ends - turns.starts > 1)
-        wrong = np.flatnonzero(full & (others[turns.ends] - others[turns.starts] > 1) & (turns.states != NOT_LOCATED))
+        untrained = _sum(~rows.loss & ~first, turns.starts, turns.ends)
+        others = _sum(known & (turns.marks & (SAMPLED | OPEN) == 0), turns.starts, turns.ends)
+        full = (untrained == 0) & (turns.ends - turns.starts > 1)
+        wrong = np.flatnonzero(full & (others > 1) & (turns.states != NOT_LOCATED))
         for number in wrong.tolist():
             out[turns.starts[number] : turns.ends[number]] = True
         places = [rows.where.place(int(turns.starts[d]), int(turns.ends[d])) for d in wrong[:PLACES]]
@@ -354,10 +363,11 @@ class Checker:
         content = (marks & SAMPLED > 0) & (marks & (STOP | EMPTY | OPEN | STRAY) == 0)
         end = np.where(table[:, 3] >= 0, table[:, 3], table[:, 2])
         size, have = _sum(content, table[:, 1], end), _sum(content & loss, table[:, 1], end)
-        control = np.isin(rows.ids, self._control_ids()) & content
-        marked = _sum(control, table[:, 1], end)
         missing = size - have
-        wrong = np.flatnonzero((have > 0) & (missing > 0) & ((marked == 0) | (missing <= 2)))
+        wrong = np.flatnonzero((have > 0) & (missing > 0))
+        if len(wrong):
+            marked = _sum(_core.listed(rows.ids, self._control) & content, table[:, 1], end)
+            wrong = wrong[(marked[wrong] == 0) | (missing[wrong] <= 2)]
         untrained = content & ~loss
         sure = [t for t in wrong.tolist() if missing[t] > 2 or self._misses_words(rows, untrained, table[t])]
         wrong = np.array(sure, np.int64)
@@ -387,19 +397,18 @@ class Checker:
         lengths = turns.ends - turns.starts
         if len(lengths):
             self._longest = max(self._longest, int(lengths.max()))
-        stops = np.zeros(len(rows.ids) + 1, np.bool_)
-        stops[:-1] = np.isin(rows.ids, self._finals())
-        last_is_stop = stops[turns.ends - 1] & (lengths > 0)
+        last_is_stop = _core.listed(rows.ids[turns.ends - 1], self._final) & (lengths > 0)
         self._tails += int(np.count_nonzero((turns.states == WHOLE) & ~last_is_stop))
         misplaced = last_is_stop & (turns.marks[turns.ends - 1] & STRAY > 0)
-        for number in np.flatnonzero(misplaced).tolist():
+        longest = lengths == self._longest  # of shorter ones nothing will be said: the longest only grows
+        for number in np.flatnonzero(misplaced & longest).tolist():
             at = int(turns.ends[number])
             self._misplaced.add(int(lengths[number]), rows.where.place(at - 1, at))
         self._tailless.update(lengths[last_is_stop & (turns.states == TAIL_MISSING)].tolist())
-        for number in np.flatnonzero(last_is_stop & np.isin(turns.states, (WHOLE, TAIL_MISSING))).tolist():
-            self._stopped.add(
-                int(lengths[number]), rows.where.place(int(turns.ends[number]) - 1, int(turns.ends[number]))
-            )
+        whole = (turns.states == WHOLE) | (turns.states == TAIL_MISSING)
+        for number in np.flatnonzero(last_is_stop & whole & longest).tolist():
+            at = int(turns.ends[number])
+            self._stopped.add(int(lengths[number]), rows.where.place(at - 1, at))
         table = turns.turns
         open_turns = (table[:, 3] < 0) & (table[:, 2] == turns.ends[table[:, 0]]) & (_trained(rows.loss, table) > 0)
         for turn in np.flatnonzero(open_turns & (turns.states[table[:, 0]] == CUT)).tolist():
@@ -458,15 +467,13 @@ class Checker:
         }
 
 
-def _histogram(roles: npt.NDArray[np.uint8]) -> dict[int, int]:
-    counts = np.bincount(roles, minlength=256)
+def _histogram(roles: npt.NDArray[np.uint8], marked: Bool) -> dict[int, int]:
+    counts = _core.count_values(roles, marked)
     return {int(role): int(counts[role]) for role in np.flatnonzero(counts)}
 
 
 def _sum(marked: Bool, starts: Int64, ends: Int64) -> Int64:
-    total = np.concatenate([[0], np.cumsum(marked)])
-    sums: Int64 = total[np.maximum(ends, starts)] - total[starts]
-    return sums
+    return _core.count_marked(marked, np.ascontiguousarray(starts), np.ascontiguousarray(np.maximum(ends, starts)))
 
 
 def _trained(loss: Bool, table: Int64) -> Int64:

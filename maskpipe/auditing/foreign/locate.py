@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,7 @@ class Locator:
         self._odd: set[int] = set()
         if joints:
             self._verify()
+        self._odd_table = table_of(self._odd)
 
     @property
     def knows_turns(self) -> bool:
@@ -130,8 +132,7 @@ class Locator:
         roles, marks = found.roles, found.marks
         has_turn = np.zeros(len(states), np.bool_)
         has_turn[turns[:, 0]] = True
-        trained = np.concatenate([[0], np.cumsum(rows.loss)])
-        doubtful = ~has_turn & (self._starts_anywhere | (trained[ends] > trained[starts]))
+        doubtful = ~has_turn & (self._starts_anywhere | (_core.count_marked(rows.loss, starts, ends) > 0))
         doubtful |= self._hold_odd(rows.ids, starts, ends)
         doubtful &= states != NOT_LOCATED
         for number in np.flatnonzero(doubtful).tolist():  # something is trained that is no turn of this template
@@ -149,9 +150,16 @@ class Locator:
         """[documents] which hold a token of which the probes say nothing certain."""
         if not self._odd or self.why:
             return np.full(len(starts), bool(self.why))
-        total = np.concatenate([[0], np.cumsum(np.isin(ids, sorted(self._odd)))])
-        held: npt.NDArray[np.bool_] = total[ends] > total[starts]
+        held: npt.NDArray[np.bool_] = _core.count_marked(_core.listed(ids, self._odd_table), starts, ends) > 0
         return held
+
+
+def table_of(ids: Iterable[int]) -> npt.NDArray[np.bool_]:
+    """For _core.listed: which ids these are."""
+    held = [id for id in ids if id >= 0]
+    out = np.zeros(max(held, default=-1) + 1, np.bool_)
+    out[held] = True
+    return out
 
 
 def _offsets(sizes: list[int]) -> Int64:

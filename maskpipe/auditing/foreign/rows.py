@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from maskpipe import _core
 from maskpipe.auditing.foreign.raw import Int64, Ragged, Stretch
 from maskpipe.auditing.foreign.shapes import ENDS, LENGTHS, SEGMENTS, STARTS, Reading
 from maskpipe.auditing.foreign.tally import PLACES, Tally, Where
@@ -38,11 +39,9 @@ class Rows:
     @property
     def documents(self) -> tuple[Int64, Int64]:
         """Where each document begins and ends; padding at the ends of a row belongs to none."""
-        real = ~self.padding
         starts = np.flatnonzero(self.document_starts)
-        bounds = np.concatenate([starts[1:], [len(self.ids)]]) if len(starts) else starts
-        last = np.maximum.accumulate(np.where(real, np.arange(len(real)), -1)) if len(real) else np.zeros(0, np.int64)
-        return starts, np.maximum(last[bounds - 1] + 1, starts)
+        bounds = np.append(starts[1:], len(self.ids)) if len(starts) else starts
+        return starts, _core.behind_last_marked(~self.padding, starts, bounds)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def understand(stretch: Stretch, reading: Reading, about: Ids, shift: int, tally
     if not explicit or reading.reader_skips_first:
         loss &= ~starts
     loss[ids.offsets[:-1]] = False  # nothing predicts it, whatever the columns say
-    packed = np.add.reduceat(starts, ids.offsets[:-1]) > 1
+    packed = _core.count_marked(starts, ids.offsets[:-1], ids.offsets[1:]) > 1
     _check_plain_mask(columns, packed, padding, where, tally)
     return Rows(where, values, ids.offsets, loss, padding, starts, declared, packed)
 
@@ -124,10 +123,13 @@ def _fitting(stretch: Stretch, reading: Reading, tally: Tally) -> Int64:
 
 
 def _in_vocabulary(ids: Ragged, about: Ids, where: Where, tally: Tally) -> npt.NDArray[np.int32]:
-    wrong = (ids.values < 0) | (ids.values >= about.vocab_size)
+    values = ids.values
+    if values.size == 0 or (values.min() >= 0 and values.max() < about.vocab_size):
+        return values.astype(np.int32)
+    wrong = (values < 0) | (values >= about.vocab_size)
     count, places = where.runs(wrong)
     tally.add("MP401", f"{{count}} ids outside the vocabulary of {about.vocab_size:,}", count, places)
-    return np.where(wrong, -1, ids.values).astype(np.int32)
+    return np.where(wrong, -1, values).astype(np.int32)
 
 
 # -- padding
@@ -141,14 +143,15 @@ def _padding(ids: npt.NDArray[np.int32], columns: dict[str, Ragged], reading: Re
         return _at_ends(columns["attention_mask"].values == 0, offsets)
     for name in reading.borders:
         if name in LENGTHS or name in ENDS:
-            filled = _filled(columns[name], name)
-            position = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
-            return position >= np.repeat(filled, np.diff(offsets))
+            ends = np.clip(offsets[:-1] + _filled(columns[name], name), offsets[:-1], offsets[1:])
+            return _core.mark_ranges(len(ids), ends, offsets[1:])
         if name in SEGMENTS and name != "seq_idx":
             return _at_ends(columns[name].values <= 0, offsets)
     padding = np.zeros(len(ids), np.bool_)
     for id in sorted({*about.ends, *([] if about.pad is None else [about.pad])}):
         run = _at_ends(ids == id if id == about.pad else (ids == id) & ~loss, offsets)
+        if not run.any():
+            continue
         if id in about.ends:
             before = np.concatenate([[False], ids[:-1] == id])
             before[offsets[:-1]] = True
@@ -165,8 +168,11 @@ def _check_left_out(
     name = next((name for name in reading.borders if name in (*LENGTHS, *ENDS)), None)
     if name is None or "attention_mask" in columns:
         return
-    wrong = padding & ~np.isin(ids, [0, *sorted(about.ends), *([] if about.pad is None else [about.pad])])
-    rows = np.unique(np.searchsorted(where.offsets, np.flatnonzero(wrong), "right") - 1)
+    at = np.flatnonzero(padding)
+    if not len(at):
+        return
+    at = at[~np.isin(ids[at], [0, *sorted(about.ends), *([] if about.pad is None else [about.pad])])]
+    rows = np.unique(np.searchsorted(where.offsets, at, "right") - 1)
     text = f"{{count}} rows in which {name} leaves out tokens that are no padding"
     tally.add("MP202", text, len(rows), [where.row(int(row)) for row in rows[:PLACES]])
 
@@ -185,12 +191,7 @@ def _at_ends(marked: Bool, offsets: Int64) -> Bool:
     """Only the marked tokens that reach the beginning or the end of their row without a gap."""
     if not marked.any():
         return marked
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    free = np.concatenate([[0], np.cumsum(~marked)])
-    before = free[:-1] - free[offsets[row]]
-    after = free[offsets[row + 1]] - free[1:]
-    out: Bool = marked & ((before == 0) | (after == 0))
-    return out
+    return _core.marked_at_ends(marked, offsets)
 
 
 # -- loss
@@ -212,10 +213,11 @@ def _targets(columns: dict[str, Ragged], reading: Reading, shift: int, where: Wh
         tally.add("MP209", "labels hold the token after theirs (in {count} rows)", len(where.rows), [where.row(0)])
     elif shift == -1:
         tally.add("MP209", "labels hold the token before theirs (in {count} rows)", len(where.rows), [where.row(0)])
-    moved = np.full(len(used), shift)
+    moved: dict[int, int] = {}  # rows whose labels stand elsewhere than those of the dataset
     wrong = used & ~_same(labels, ids.values, shift)
-    row = np.searchsorted(ids.offsets, np.flatnonzero(wrong), "right") - 1
-    for number in np.unique(row).tolist():
+    at = np.flatnonzero(wrong)
+    rows = np.unique(np.searchsorted(ids.offsets, at, "right") - 1).tolist() if len(at) else []
+    for number in rows:
         here = slice(int(ids.offsets[number]), int(ids.offsets[number + 1]))
         of = int(np.count_nonzero(used[here]))
         for other in (1, 0, -1):
@@ -226,18 +228,26 @@ def _targets(columns: dict[str, Ragged], reading: Reading, shift: int, where: Wh
                     [where.row(number)],
                 )  # fmt: skip
                 wrong[here] = False
-                moved[here] = other
+                moved[number] = other
                 break
     if shift == 1:  # the last label of a row has its token in no row
         wrong[ids.offsets[1:] - 1] = False
     count, places = where.runs(wrong)
     tally.add("MP212", "{count} labels that are neither -100 nor the token at their place", count, places)
-    loss = used & (moved == 0)
-    for other in (1, -1):
-        if (moved == other).any():
-            theirs = used & (moved == other)
-            loss |= _behind(theirs, ids.offsets) if other == 1 else _before(theirs, ids.offsets)
+    if not moved:
+        return _moved(used, shift, ids.offsets), True
+    shifts = np.full(len(where.rows), shift)
+    shifts[list(moved)] = list(moved.values())
+    of_token = np.repeat(shifts, ids.lengths)
+    loss = np.zeros(len(used), np.bool_)
+    for each in (0, 1, -1):
+        loss |= _moved(used & (of_token == each), each, ids.offsets)
     return loss, True
+
+
+def _moved(used: Bool, shift: int, offsets: Int64) -> Bool:
+    """Targets, where labels stand at `used`."""
+    return used if shift == 0 else _behind(used, offsets) if shift == 1 else _before(used, offsets)
 
 
 def _same(labels: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], shift: int) -> Bool:
@@ -322,10 +332,12 @@ def _documents(
         if primary is None:
             primary, name_of_primary = starts, name
             continue
-        fits = np.ones(len(offsets) - 1, np.bool_)
-        fits[wrong] = False
-        differs = np.flatnonzero((starts != primary) & np.repeat(fits, np.diff(offsets)))
-        rows = np.unique(np.searchsorted(offsets, differs, "right") - 1)
+        differs = np.flatnonzero(starts != primary)
+        if not len(differs):
+            continue
+        of_row = np.searchsorted(offsets, differs, "right") - 1
+        differs = differs[~np.isin(of_row, wrong)]
+        rows = np.setdiff1d(of_row, wrong)
         tally.add(
             "MP202", f"{{count}} rows in which {name} and {name_of_primary} do not say the same documents", len(rows),
             [where.place(int(at), int(at) + 1) for at in _first_of_rows(differs, rows, offsets)[:PLACES]],
@@ -341,10 +353,7 @@ def _first_of_rows(at: Int64, rows: Int64, offsets: Int64) -> Int64:
 
 def _first_real(real: Bool, offsets: Int64) -> Bool:
     """The first token of each row that is no padding."""
-    count = np.concatenate([[0], np.cumsum(real)])
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    out: Bool = real & (count[:-1] == count[offsets[row]])
-    return out
+    return _core.first_marked(real, offsets)
 
 
 def _needs(name: str) -> str:
@@ -362,43 +371,41 @@ def _needs(name: str) -> str:
 def _starts(name: str, column: Ragged, offsets: Int64, real: Bool, alone: Bool) -> tuple[Bool | None, list[int]]:
     """Starts of documents as a column says, and the rows in which it says nothing that could be. None where the column
     tells no documents apart."""
-    lengths = np.diff(offsets)
     if name in (*LENGTHS, *ENDS, *STARTS):
+        at, wrong = _bounds(name, column, offsets)
         starts = np.zeros(len(real), np.bool_)
-        wrong = []
-        for row, (begin, size) in enumerate(zip(offsets[:-1].tolist(), lengths.tolist(), strict=True)):
-            values = column.values[column.offsets[row] : column.offsets[row + 1]].astype(np.int64)
-            if name in LENGTHS:
-                bounds = np.concatenate([[0], np.cumsum(values)])
-                good = len(values) > 0 and bool((values > 0).all()) and bounds[-1] <= size
-                at = bounds[:-1]
-            elif name in ENDS:
-                good = len(values) > 1 and values[0] == 0 and bool((np.diff(values) > 0).all()) and values[-1] <= size
-                at = values[:-1]
-            else:
-                good = len(values) > 0 and values[0] == 0 and bool((np.diff(values) > 0).all()) and values[-1] < size
-                at = values
-            if good:
-                starts[begin + at] = True
-            else:
-                wrong.append(row)
-                starts[begin : begin + size] |= alone[begin : begin + size]
-        return starts & real | (alone & np.repeat(_in(wrong, len(lengths)), lengths)), wrong
-    row_of = np.repeat(np.arange(len(lengths)), lengths)
-    values = column.values.astype(np.int64)
-    previous = np.concatenate([[0], values[:-1]])
-    if name == "position_ids":
-        starts = real & ((values == 0) | alone)
-        bad = real & np.where(alone, values != 0, (values != 0) & (values != previous + 1))
-        return starts, np.unique(row_of[bad]).tolist()
+        starts[at] = True
+        starts &= real
+        if wrong:
+            starts |= alone & _core.mark_ranges(len(real), offsets[:-1][wrong], offsets[1:][wrong])
+        return starts, wrong
+    values = np.ascontiguousarray(column.values.astype(np.int64, copy=False))
     if name == "attention_mask" and not (values > 1).any():
         return None, []
-    starts = real & (alone | (values != previous))
-    bad = real & starts & ~alone & (values < previous)
-    return starts, np.unique(row_of[bad]).tolist()
+    read = _core.starts_of_positions if name == "position_ids" else _core.starts_of_numbers
+    found = read(values, real, alone, offsets)
+    return found.starts, found.wrong.tolist()
 
 
-def _in(rows: list[int], size: int) -> Bool:
-    out = np.zeros(size, np.bool_)
-    out[rows] = True
-    return out
+def _bounds(name: str, column: Ragged, offsets: Int64) -> tuple[Int64, list[int]]:
+    """Where documents begin as lengths, ends or starts per row say, and the rows in which they say nothing that could
+    be."""
+    values, counts, size = column.values.astype(np.int64), column.lengths, np.diff(offsets)
+    begin, end = column.offsets[:-1], column.offsets[1:]
+    zero = np.zeros(1, np.int64)
+    first, last = (np.append(values, zero)[at] for at in (begin, np.maximum(end - 1, 0)))
+    sums = np.append(zero, np.cumsum(values))
+    rises = np.append(values[1:] > values[:-1], True)
+    if name in LENGTHS:
+        total = sums[end] - sums[begin]
+        good = (counts > 0) & (_core.count_marked(values <= 0, begin, end) == 0) & (total <= size)
+        at = sums[:-1] - np.repeat(sums[begin], counts)
+    else:
+        falls = ~rises[: len(values)]
+        good = (counts > 0) & (first == 0) & (_core.count_marked(falls, begin, np.maximum(end - 1, begin)) == 0)
+        good &= (counts > 1) & (last <= size) if name in ENDS else last < size
+        at = values
+    kept = np.repeat(good, counts)
+    if name in ENDS:
+        kept[end[counts > 0] - 1] = False
+    return (at + np.repeat(offsets[:-1], counts))[kept], np.flatnonzero(~good).tolist()

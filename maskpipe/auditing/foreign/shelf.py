@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from maskpipe import _core
 from maskpipe.auditing.foreign.habits import AFTER, HEADER, JOINT, STOP
 from maskpipe.auditing.foreign.locate import Turns
 from maskpipe.auditing.foreign.rows import Rows
@@ -42,14 +43,17 @@ class Shelf:
         """Rows and their turns, after they were checked into `tally`."""
         numbers = rows.where.first + rows.where.rows
         offsets = rows.offsets
-        real, loss = _sums(~rows.padding, offsets), _sums(rows.loss, offsets)
+        real, loss = (_core.count_marked(marked, offsets[:-1], offsets[1:]) for marked in (~rows.padding, rows.loss))
         of_row = np.searchsorted(offsets, turns.starts, "right") - 1
         longest = np.zeros(len(numbers), np.int64)
         np.maximum.at(longest, of_row, turns.ends - turns.starts)
         self._shortlist.add_many(numbers, real, loss, longest)
         wanted = self._shortlist.candidates() | _places(tally)
         self._kept = {row: kept for row, kept in self._kept.items() if row in wanted}
-        for k in np.flatnonzero(np.isin(numbers, list(wanted))).tolist():
+        first, last = int(numbers[0]), int(numbers[-1])
+        here = [row for row in sorted(wanted) if first <= row <= last]
+        at = np.searchsorted(numbers, here)
+        for k in at[numbers[np.minimum(at, len(numbers) - 1)] == here].tolist():
             self._kept[int(numbers[k])] = self._keep(rows, turns, k, turns.ends[of_row == k])
 
     def gallery(self) -> Gallery:
@@ -89,10 +93,3 @@ def _places(tally: Tally) -> set[int]:
         of_code = rows.setdefault(code, [])
         of_code += [place.row for place in places if place.row >= 0 and place.row not in of_code]
     return {row for each in rows.values() for row in each[:PER_FINDING]}
-
-
-def _sums(marked: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """[rows] marked tokens of each."""
-    totals = np.concatenate([[0], np.cumsum(marked)])
-    out: npt.NDArray[np.int64] = totals[offsets[1:]] - totals[offsets[:-1]]
-    return out

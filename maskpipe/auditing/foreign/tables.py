@@ -20,8 +20,8 @@ from maskpipe.auditing.foreign.shapes import KNOWN
 from maskpipe.errors import DatasetError, UsageError
 from maskpipe.strict_json import parse
 
-ROWS = 256
-"""Rows of Parquet that are read at a time."""
+TOKENS = 1 << 20
+"""About so many tokens of Parquet are read at a time."""
 
 
 def saved_files(directory: Path) -> list[Path] | None:
@@ -109,7 +109,7 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     if file.suffix == ".parquet":
         with pq.ParquetFile(file) as parquet:
             columns = [name for name in parquet.schema_arrow.names if name in KNOWN]
-            yield from parquet.iter_batches(batch_size=ROWS, columns=columns)
+            yield from parquet.iter_batches(batch_size=_rows_at_a_time(parquet.metadata), columns=columns)
         return
     with _arrow(file) as reader:
         if isinstance(reader, pa.RecordBatchFileReader):
@@ -117,6 +117,15 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
                 yield reader.get_batch(number)
         else:
             yield from reader
+
+
+def _rows_at_a_time(metadata: pq.FileMetaData) -> int:
+    """Rows with about TOKENS tokens, were all alike."""
+    groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+    chunks = [group.column(k) for group in groups for k in range(group.num_columns)]
+    values: int = sum(int(chunk.num_values) for chunk in chunks if chunk.path_in_schema.split(".")[0] == "input_ids")
+    rows = int(metadata.num_rows)
+    return max(1, rows * TOKENS // max(values, rows, 1))
 
 
 def _arrow(file: Path) -> Any:
