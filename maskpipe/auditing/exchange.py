@@ -27,6 +27,9 @@ BLANKS = "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2008\u2009\u200a\u205f\u30
 """White space that stands for other white space."""
 BLANK_CODES = np.array(list(map(ord, BLANKS)), np.uint32)
 _SPACE = 32
+FENCE, FENCE_END = 0xE1000, 0xF0000
+"""Characters that stand where a text begins (even) or ends (odd) that begins or ends with what must stay as it is. They
+are taken out of what was printed."""
 SPACES, ALIKE, EVERYTHING, MARKUP_STAYS, BLANKS_STAY, LETTERS = range(6)
 """How much of the data is exchanged, from most to least. Up to ALIKE names, types, ids, keys, roles and numbers too,
 which templates compare; SPACES: spaces inside texts too."""
@@ -133,6 +136,10 @@ class Data:
     """(leaf, as the dark data writes it) of the numbers that became others."""
     switches: list[tuple[int, tuple[str, ...]]]
     """(leaf, how it may be written) of booleans, which stay as they are; the leaf before is that of their key."""
+    fences: dict[int, tuple[int, int]]
+    """Leaf → from where to where it has no white space at its ends, for leaves with fences."""
+    spaces: list[int]
+    """The leaves that are white space alone, which became other white space; which, depends on their number."""
 
     @cached_property
     def leaf_messages(self) -> Int32:
@@ -166,6 +173,8 @@ class Exchange:
         self.quiet: list[int] = []
         self.numbers: list[tuple[int, str]] = []
         self.switches: list[tuple[int, tuple[str, ...]]] = []
+        self.fences: dict[int, tuple[int, int]] = {}
+        self.spaces: list[int] = []
         messages = given["messages"]
         self.counts = np.zeros(len(messages) + 1, np.int32)
         dark = {
@@ -179,12 +188,15 @@ class Exchange:
         for name, value in given["kwargs"].items():
             if isinstance(value, str | list | dict):
                 self._any(value, ("chat_template_kwargs", name), -1, Role.CONTEXT, Part.CONTENT, False)
+        if 2 * len(self.leaves) > FENCE_END - FENCE:
+            raise CannotProveError("more characters than there are code points to stand for them")
         sizes = [len(codes) for codes in self.codes]
         self.data = Data(
             given, dark, self.leaves, self.unexchanged, self.first,
             np.concatenate([np.zeros(0, np.uint32), *self.codes]),
             np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), np.array(self.starts, np.int32),
-            self.counts, strength, strength <= MARKUP_STAYS, self.quiet, self.numbers, self.switches,
+            self.counts, strength, strength <= MARKUP_STAYS, self.quiet, self.numbers, self.switches, self.fences,
+            self.spaces,
         )  # fmt: skip
 
     def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,6 +311,7 @@ class Exchange:
             codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         except UnicodeEncodeError:
             raise CannotProveError("lone surrogates in the data") from None
+        own = len(self.leaves)
         self.leaves.append(Leaf(path, text, message, int(role), int(part)))
         self.codes.append(codes)
         self.starts.append(self.at)
@@ -315,15 +328,23 @@ class Exchange:
         if spaces is not change:
             at = np.flatnonzero(spaces)
             dark[at] = BLANK_CODES[at % len(BLANKS)]
-        if self.strength <= MARKUP_STAYS and (text[0].isspace() or text[-1].isspace()):
-            front = size - len(text.lstrip())
-            back = len(text.rstrip())
-            if front < size:
-                for k in (*range(front), *range(back, size)):
-                    dark[k] = ord(BLANKS[k % len(BLANKS)])
+        front, back = 0, size
+        if text[0].isspace() or text[-1].isspace():
+            front, back = size - len(text.lstrip()), len(text.rstrip())
+            if self.strength <= MARKUP_STAYS:
+                if front == size:
+                    self.spaces.append(own)
+                edges = np.r_[:front, max(front, back) : size]
+                dark[edges] = BLANK_CODES[(edges + (own if front == size else 0)) % len(BLANKS)]
         self.counts[message] += int(np.count_nonzero(change))
         self.at += size
-        return dark.tobytes().decode("utf-32-le")
+        made = dark.tobytes().decode("utf-32-le")
+        if self.strength > ALIKE or front >= back or (change[front] and change[back - 1]):
+            return made
+        self.fences[own] = (front, back)
+        begin = "" if change[front] else chr(FENCE + 2 * own)
+        end = "" if change[back - 1] else chr(FENCE + 2 * own + 1)
+        return made[:front] + begin + made[front:back] + end + made[back:]
 
 
 def _other_digit(char: str, step: int) -> str:

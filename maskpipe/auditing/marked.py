@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from maskpipe.auditing.exchange import BLANKS, Alike, Bool, Int32, UInt32
+from maskpipe.auditing.exchange import BLANKS, MARKUP, Alike, Bool, Int32, UInt32
 from maskpipe.template.sandbox import COMPUTED_LATE, OPTIONS, set_up
 
 OWN = 0xF0000
@@ -50,9 +50,11 @@ class Marked(ImmutableSandboxedEnvironment):
         """The characters that can be tagged: those of the template's own texts, and ASCII."""
         self._index = np.zeros(0x10000, np.uint32)
         self._gathered: dict[tuple[int, str], str] = {}
+        self._source = ""
 
     def compiled(self, source: str, marks: int) -> tuple[Any, int]:
         """The template with these of its texts marked, and how many those are."""
+        self._source = source
         tree = self.parse(source)
         marker = _Marker(marks)
         if marks:
@@ -122,6 +124,9 @@ class Marked(ImmutableSandboxedEnvironment):
         codes = _codes(text)
         own = (codes >= OWN) & (codes < TAGGED)
         here = own | (codes < 128)
+        for found in MARKUP.finditer(text):  # templates look for it in what they gathered
+            if found.group() in self._source:
+                here[found.start() : found.end()] = False
         first = TAGGED + 2 * (self.message + 1) * len(self.tags)
         if first + 2 * len(self.tags) > _END:
             raise ValueError("more messages than there are code points to tag text with")

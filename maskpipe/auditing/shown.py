@@ -6,7 +6,6 @@ by its neighbours; what the template wrote was marked, or is what remains.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe.auditing.exchange import BLANK_CODES, MARKUP, Bool, Data, Int32, UInt32
+from maskpipe.auditing.exchange import BLANK_CODES, FENCE, FENCE_END, MARKUP, Bool, Data, Int32, UInt32
 from maskpipe.auditing.marked import ANY_TEXT, Marked
 from maskpipe.roles import Part
 
@@ -102,11 +101,11 @@ def match(
     plain: str, dark: str, ends: list[int], loops: list[int], data: Data, marked: Marked, marks: int
 ) -> Shown | None:
     """The provenance, or None where the dark text, exchanged back, is not the plain one."""
-    if len(plain) != len(dark):
-        return None
+    seen, bounds, fences = _without_fences(dark, ends)
     size = len(plain)
+    if len(seen) != size:
+        return None
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32)
-    seen = np.frombuffer(dark.encode("utf-32-le", "surrogatepass"), np.uint32)
     number = seen.astype(np.int64) - data.first
     stands = (number >= 0) & (number < len(data.characters))
     number[~stands] = 0
@@ -129,15 +128,16 @@ def match(
     weak = np.zeros(size, bool)
     if numbers.any() and not _place_numbers(plain, back, numbers, place, leaf, weak, data):
         return None
+    if len(fences):
+        _place_fenced(plain, fences, np.flatnonzero(stands), place, leaf, data)
     _fill(codes, plain, place, leaf, weak, blank, data)
     if data.switches:
         _place_switches(plain, place, leaf, data)
     lone = np.flatnonzero(blank & (place == -1))
     if len(lone):
-        _place_blanks(seen, lone, place, leaf, weak, data)
+        _place_blanks(plain, seen, lone, place, leaf, weak, data)
     offset = np.where(leaf >= 0, place - data.starts[leaf] if len(data.starts) else -1, -1).astype(np.int32)
-    sizes = [end - start for start, end in itertools.pairwise([0, *ends])]
-    loop = np.where(tagged, messages, np.repeat(np.array(loops, np.int32), sizes)).astype(np.int32)
+    loop = np.where(tagged, messages, np.repeat(np.array(loops, np.int32), np.diff(bounds, prepend=0))).astype(np.int32)
     sure = ~weak
     names = data.role_names[leaf] & (leaf >= 0)
     if names.any():  # whose turn it is says the template, in the words of the data
@@ -146,6 +146,57 @@ def match(
     if marked.moved_in_macro:
         sure &= (leaf >= 0) | tagged | ((marks == ANY_TEXT) & (own | (codes < 128)))
     return Shown(plain, leaf, offset, loop, stands, own, sure, data)
+
+
+def _without_fences(dark: str, ends: list[int]) -> tuple[UInt32, Int64, list[tuple[int, int]]]:
+    """The text without its fences, its pieces' ends in it, and (position, which) of the fences."""
+    seen = np.frombuffer(dark.encode("utf-32-le", "surrogatepass"), np.uint32)
+    bounds = np.array(ends, np.int64)
+    fence = (seen >= FENCE) & (seen < FENCE_END)
+    if not fence.any():
+        return seen, bounds, []
+    kept = np.concatenate(([0], np.cumsum(~fence)))
+    at = np.flatnonzero(fence)
+    found = list(zip(kept[at].tolist(), (seen[at] - np.uint32(FENCE)).tolist(), strict=True))
+    return seen[~fence], kept[bounds], found
+
+
+def _place_fenced(
+    plain: str, fences: list[tuple[int, int]], stands: Int64, place: Int64, leaf: Int32, data: Data
+) -> None:
+    """Places what stands between a fence of a leaf and its nearest stand-in, or its other fence."""
+    for k, (at, which) in enumerate(fences):
+        own = which // 2
+        if own not in data.fences:
+            continue
+        low, text = int(data.starts[own]), data.leaves[own].text
+        first, last = data.fences[own]
+        if which % 2 == 0:
+            begin = at
+            behind = int(np.searchsorted(stands, at))
+            end, stop = (int(stands[behind]), 0) if behind < len(stands) else (len(plain) + 1, 0)
+            stop = int(place[end]) - low if end < len(plain) and leaf[end] == own else -1
+            if k + 1 < len(fences) and fences[k + 1][1] == which + 1 and fences[k + 1][0] <= end:
+                end, stop = fences[k + 1][0], last
+            start = first
+        else:
+            end, stop = at, last
+            before = int(np.searchsorted(stands, at)) - 1
+            begin = int(stands[before]) + 1 if before >= 0 and leaf[stands[before]] == own else -1
+            start = int(place[begin - 1]) - low + 1 if begin > 0 else -1
+        if begin < 0 or start < 0 or stop <= start or not (place[begin:end] == -1).all():
+            continue
+        said, meant = plain[begin:end], text[start:stop]
+        if said == meant:
+            place[begin:end] = np.arange(low + start, low + stop)
+            leaf[begin:end] = own
+        elif said in _escaped(meant):
+            place[begin:end], leaf[begin:end] = low + start, own
+
+
+def _escaped(text: str) -> tuple[str, ...]:
+    """The text as JSON and Python write it inside of quotes."""
+    return (json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1], repr(text)[1:-1])
 
 
 def _blanks(codes: UInt32, seen: UInt32, different: Int64, data: Data) -> tuple[Bool, Int64]:
@@ -208,27 +259,40 @@ def _all(text: str, word: str, start: int, stop: int) -> Iterator[int]:
         at = text.find(word, at + 1, stop)
 
 
-def _place_blanks(seen: UInt32, lone: Int64, place: Int64, leaf: Int32, weak: Bool, data: Data) -> None:
+def _place_blanks(plain: str, seen: UInt32, lone: Int64, place: Int64, leaf: Int32, weak: Bool, data: Data) -> None:
     """Places white space of the data that stands beside nothing else of it: which one it is says what it became."""
+    free = [(own, number) for own in data.spaces for number in _numbers_of(own, data)]
     for at in lone.tolist():
         before, after = np.flatnonzero(place[:at] >= 0), np.flatnonzero(place[at + 1 :] >= 0)
         near = [(int(before[-1]), 1)] if len(before) else []
         near += [(at + 1 + int(after[0]), -1)] if len(after) else []
+        candidates = []
         for beside, step in near:
-            own = leaf[beside]
-            low = int(data.starts[own])
-            high = low + len(data.leaves[own].text)
-            number = int(place[beside]) + step
-            while low <= number < high and number not in place:
-                space = data.characters[number] == ord(" ")
-                if space and BLANK_CODES[(number - low) % len(BLANK_CODES)] == seen[at]:
-                    place[at], leaf[at] = number, own
-                    break
-                number += step
-            if place[at] >= 0:
-                break
-        else:
-            weak[at] = True
+            numbers, number = _numbers_of(leaf[beside], data), int(place[beside]) + step
+            candidates += (
+                [
+                    (leaf[beside], k)
+                    for k in (numbers[number - numbers[0] :] if step > 0 else numbers[: number - numbers[0]][::-1])
+                ]
+                if numbers[0] <= number <= numbers[-1]
+                else []
+            )
+        fitting = [
+            (own, number)
+            for own, number in (*candidates, *free)
+            if chr(data.characters[number]) == plain[at]
+            and number not in place
+            and BLANK_CODES[(number - int(data.starts[own]) + (own if own in data.spaces else 0)) % len(BLANK_CODES)]
+            == seen[at]
+        ]
+        weak[at] = not fitting or len({data.leaves[own][2:] for own, _ in fitting}) > 1
+        if fitting:
+            leaf[at], place[at] = fitting[0]
+
+
+def _numbers_of(own: Any, data: Data) -> range:
+    low = int(data.starts[own])
+    return range(low, low + len(data.leaves[own].text))
 
 
 def _fill(codes: UInt32, plain: str, place: Any, leaf: Int32, weak: Bool, blank: Bool, data: Data) -> None:
@@ -320,7 +384,7 @@ def _fill_escaped(plain: str, a: int, b: int, place: Any, leaf: Int32, data: Dat
     if not between or place[b] < place[a]:
         return
     shown = plain[a + 1 : b]
-    for escaped in (json.dumps(between, ensure_ascii=False)[1:-1], json.dumps(between)[1:-1], repr(between)[1:-1]):
+    for escaped in _escaped(between):
         if shown == escaped and (place[a + 1 : b] == -1).all():
             place[a + 1 : b] = place[a] + 1
             leaf[a + 1 : b] = leaf[a]
