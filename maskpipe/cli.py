@@ -7,13 +7,14 @@ import torch.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 from rich.console import Console
 
 from maskpipe.errors import DatasetError, MaskpipeError, UsageError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from maskpipe.guard import Limits
 
 CLEAN, FINDINGS, FAILED, INTERRUPTED = 0, 1, 2, 130
+NARROWEST = 84
+"""Columns of the widest table of numbers, that of `stats`."""
 
 
 def _version() -> str:
@@ -118,7 +121,7 @@ def prepare(
 
     maskpipe prepare chats.jsonl out --tokenizer ./qwen3
     maskpipe prepare a.jsonl.zst b.parquet out --tokenizer ./qwen3 --train-on last_turn
-    maskpipe prepare book.txt out --tokenizer ./qwen3 --objective pretrain --dry-run
+    maskpipe prepare book.txt out --tokenizer ./qwen3 --objective pretrain --packing concat_split
     maskpipe prepare chats.jsonl out --tokenizer ./qwen3 --rank $SLURM_ARRAY_TASK_ID --world 8
     """
     chosen, n_proof = resolve(flags, recipe), _proof(proof)
@@ -337,7 +340,7 @@ def verify(out: Annotated[str, Parameter(group=_INPUT, help="A dataset.")], /, *
     return CLEAN
 
 
-@app.command(usage="Usage: maskpipe audit OUT [OPTIONS]", sort_key=4)
+@app.command(usage="Usage: maskpipe audit DATA [OPTIONS]", sort_key=4)
 def audit(
     data: Annotated[str, Parameter(group=_INPUT, help="A dataset: a directory, or the URI of one.")],
     /,
@@ -819,13 +822,16 @@ def keys(*, format: FormatFlag = "human") -> int:
     """
     from maskpipe import rules
     from maskpipe.recipe import Recipe
-    from maskpipe.recipe_flags import descriptions
+    from maskpipe.recipe_flags import FLAGS, descriptions
 
     values = Recipe().to_dict()
     if format == "json":
         _print({name: {"default": values[name], "help": text} for name, text in descriptions().items()})
     else:
-        rules.show_keys(values, descriptions(), _stdout())
+        texts = {
+            name: f"{text} Flag: {FLAGS[name]}." if name in FLAGS else text for name, text in descriptions().items()
+        }
+        rules.show_keys(values, texts, _stdout())
     return CLEAN
 
 
@@ -858,6 +864,9 @@ def rule(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not _holds_unicode(stream):
+            stream.reconfigure(errors="backslashreplace")  # a locale without these letters shows their numbers
     try:
         sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:  # who reads our output has seen enough
@@ -883,7 +892,10 @@ def _run(arguments: list[str]) -> int:
         raise
     except CycloptsError as error:
         command = " ".join(["maskpipe", *(word for word in error.command_chain or () if word)])
-        _say(f"error: {' '.join(str(error).split())} See: {command} -h")
+        text = " ".join(str(error).split())
+        if isinstance(error, MissingArgumentError) and error.argument and error.argument.name not in arguments:
+            text = f"{' '.join(command.split()[1:])} needs {error.argument.name}."
+        _say(f"error: {text} See: {command} -h")
     except MaskpipeError as error:
         _say(f"error: {error}")
     except OSError as error:
@@ -898,12 +910,17 @@ def _run(arguments: list[str]) -> int:
     return FAILED
 
 
+def _holds_unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("_", "-").startswith("utf")
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _print(value: Any) -> None:
-    print(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
+    ascii_only = not _holds_unicode(sys.stdout)
+    print(value if isinstance(value, str) else json.dumps(value, ensure_ascii=ascii_only, indent=1, allow_nan=False))
 
 
 class _Results(Console):
@@ -913,9 +930,12 @@ class _Results(Console):
 
 
 def _stdout() -> Console:
-    """A console for results: as wide as the terminal, 120 columns where there is none."""
+    """A console for results: as wide as the terminal, 120 columns where there is none, and never so narrow that a table
+    would cut its figures."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return _Results(width=width, highlight=False, markup=False, emoji=False)
+    console = _Results(width=width, highlight=False, markup=False, emoji=False)
+    console.width = max(console.width, NARROWEST)
+    return console
 
 
 def _limits(seconds: float | None, mib: int | None) -> Limits:

@@ -273,8 +273,9 @@ class Encoder:
             out.counts["turns_" + verdict_name(turn.verdict)] += 1
         out.dropped += chat.dropped
         if not documents:
+            why = chat.why or ("" if chat.turns else "it has no assistant message")
             raise RecordError(
-                "no turn of the conversation can be trained" + (f": {chat.why}" if chat.why else " under this recipe"),
+                "no turn of the conversation can be trained" + (f": {why}" if why else " under this recipe"),
                 reason="turns_refused" if chat.dropped else "nothing_to_train",
             )
         return documents

@@ -125,6 +125,6 @@ def nothing_left(tally: Tally) -> RecordError:
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in (tally.rejected + tally.left_out).most_common())
     first = f". The first: {tally.examples()[0]['message']}" if tally.rejected else ""
     return RecordError(
-        f"no record is left of {tally.records:,} ({reasons}); nothing was written{first}",
+        f"no record is left of {tally.records:,} ({reasons}); no dataset was made{first}",
         reason="nothing_left",
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -181,8 +182,17 @@ def _selector(word: str) -> _Selector:
         return _Selector(add, None, None)
     role, dot, part = name.partition(".")
     if role not in _ROLES or (dot and part not in _PARTS):
-        raise UsageError(f"train_on: {word!r} is no selector; {_SYNTAX}")
+        raise UsageError(f"train_on: {word!r} is no selector;{_meant(role, part)} {_SYNTAX}")
     return _Selector(add, _ROLES[role], _PARTS[part] if part else None)
+
+
+def _meant(role: str, part: str) -> str:
+    """The selector that a misspelt one is close to, as a question; nothing where none is."""
+    roles = get_close_matches(role, [*_ROLES, "all", "last_turn"], 1)
+    parts = get_close_matches(part, _PARTS, 1)
+    if not roles or (part and not parts):
+        return ""
+    return f" did you mean {'.'.join(roles + parts)!r}?"
 
 
 def _turn_numbers(word: str) -> tuple[int, ...]:

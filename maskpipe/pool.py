@@ -27,6 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -265,6 +266,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         given = (theirs, self._note, dict(tokenizer.files), tokenizer.name, recipe, limits)
         self._process = context.Process(target=work, args=given, daemon=True)
+        resource_tracker.ensure_running()  # before: its start lets SIGINT through again to what is started after it
         with _uninterrupted(), _without_main():
             self._process.start()
         theirs.close()

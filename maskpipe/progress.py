@@ -32,14 +32,14 @@ class Seen:
 def line_of(seen: Seen, seconds: float) -> str:
     """What a person wants to see after so many seconds."""
     parts = [
-        f"{seen.records:,} records",
-        f"{seen.tokens:,} tokens",
+        f"{seen.records:,} record{'' if seen.records == 1 else 's'}",
+        f"{seen.tokens:,} token{'' if seen.tokens == 1 else 's'}",
         f"{seen.bytes / 1e6 / max(seconds, 0.1):,.1f} MB/s",
     ]
     if seen.rejected:
         parts.append(f"{seen.rejected:,} rejected")
     if seen.found:
-        parts.append(f"{seen.found:,} tasks found finished")
+        parts.append(f"{seen.found:,} task{'' if seen.found == 1 else 's'} found finished")
     if seen.step == "write":
         parts.append("writing shards")
     elif seen.share is not None and 0 < seen.share < 1 and seconds >= 3:

@@ -155,7 +155,9 @@ class Recipe:
         try:
             values = strict_yaml.parse(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
+            own = Path(__file__).parent / "recipes" / f"{path}.yaml"
+            hint = f"; for the one that comes with maskpipe: maskpipe recipe copy {path} FILE" if own.is_file() else ""
+            raise UsageError(f"{path}: cannot read the recipe: {error.strerror}{hint}") from None
         except UnicodeDecodeError as error:
             raise UsageError(f"{path}: not valid YAML: {error}") from None
         except ValueError as error:

@@ -31,6 +31,9 @@ _PAIRS = {
 }
 """Fields that are mappings: flag, form and an example of one entry."""
 
+FLAGS = {name: f"{flag} {form}" for name, (flag, form, _) in _PAIRS.items()}
+"""Keys whose flag has another name → that flag."""
+
 _GROUP = Group("Recipe", help="What decides the bytes of the dataset. Every flag is a key of the recipe file too.")
 
 

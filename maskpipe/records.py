@@ -232,6 +232,8 @@ def add_records(
             settle()
             held_bytes = 0
             if encoder.recipe.on_bad_record == "stop":
+                if "--on-bad-record reject" in str(error):  # which it advises already
+                    raise
                 raise RecordError(
                     f"{error}. To list such records in rejects.jsonl and go on: --on-bad-record reject", error.reason
                 ) from None

@@ -41,6 +41,7 @@ def of_dataset(prepared: Prepared) -> str:
         *_validation_lines(prepared.path, other),
         *_loss_lines(totals, manifest),
         _packing_line(totals, manifest, counts),
+        *_text_cut_lines(counts),
         *_fact_lines(counts),
         *_finding_lines(prepared.findings),
         *([f"ids       by tokenizers: {prepared.backend.reason}"] if prepared.backend.refused else []),
@@ -67,6 +68,7 @@ def of_trial(trial: Trial) -> str:
         f"{trial.sequence_length:,}, {trial.seconds:.1f} s; nothing was written",
         f"loss      {trial.loss_tokens:,} of {trial.tokens:,} tokens ({share})",
         f"packing   fill {fill}" + _cut_and_dropped(trial.counts),
+        *_text_cut_lines(trial.counts),
         f"size      about {_bytes(size)} in shards, {_bytes(size / max(1, trial.records))} per record",
         *_fact_lines(trial.counts),
         *_finding_lines(trial.findings),
@@ -230,6 +232,13 @@ def _packing_line(totals: Counts, manifest: Manifest, counts: Mapping[str, int])
     cut = f"   {pieces:,} pieces of cut documents" if pieces else ""
     fill = _percent(totals.n_tokens, totals.n_tokens + totals.padding)
     return f"packing   fill {fill}   {per:.1f} documents per sequence{cut}" + _cut_and_dropped(counts)
+
+
+def _text_cut_lines(counts: Mapping[str, int]) -> list[str]:
+    """Of texts (a count without turns) that lost their ends: how to keep all of them."""
+    if not counts.get("tokens_truncated") or any(name.startswith(_TURNS) for name in counts):
+        return []
+    return ["          only the start of long texts is there; --packing concat_split or --on-too-long split keeps all"]
 
 
 def _cut_and_dropped(counts: Mapping[str, int]) -> str:

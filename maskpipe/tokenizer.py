@@ -142,6 +142,8 @@ class Tokenizer:
                 )
             return Tokenizer(files, name=path.resolve().name)
         if path.is_file():
+            if path.suffix != ".json":
+                raise UsageError(f"{path}: no tokenizer.json, nor a directory with one")
             return Tokenizer({"tokenizer.json": path.read_bytes()}, name=path.resolve().parent.name)
         name = os.fspath(path_or_name)
         if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):

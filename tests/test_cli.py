@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -127,14 +128,19 @@ def test_no_arguments_shows_help_and_version_is_said(run: Any) -> None:
         (["prepare", "a", "b", "--tokenizer", "t", "--sequnce-length", "3"], "--sequence-length"),
         (["prepare", "a", "b", "--tokenizer", "t", "--packing", "bestfit"], 'Did you mean "best_fit"?'),
         (["prepare", "a", "b", "--tokenizer", "t", "--sequence-length", "8k"], "8k"),
-        (["prepare", "a", "b"], "--tokenizer"),
+        (["prepare", "a", "b"], "prepare needs --tokenizer."),
+        (["prepare", "a", "b", "--tokenizer"], "--tokenizer requires an argument"),
+        (["prepare", "a", "b", "--tokenizer", CHATS], "chats.jsonl: no tokenizer.json"),
         (["prepare", "a", "--tokenizer", "t"], "SOURCE and OUT"),
-        (["prepare", "a", "b", "--tokenizer", "t", "--train-on", "asistant"], "'asistant' is no selector"),
+        (["prepare", "a", "b", "--tokenizer", "t", "--train-on", "asistant"], "did you mean 'assistant'?"),
+        (["prepare", "a", "b", "--tokenizer", "t", "--train-on", "tool.contents"], "did you mean 'tool.content'?"),
+        (["prepare", "a", "b", "--tokenizer", "t", "--train-on", "xyzzy"], "'xyzzy' is no selector; selectors are"),
         (["prepare", "a", "b", "--tokenizer", "t", "--train-on", "turns:x"], "turns:0,2,-1"),
         (["prepare", "a", "b", "--tokenizer", "t", "--map", "dialog"], "expected OLD=NEW"),
         (["prepare", "a", "b", "--tokenizer", "t", "--allow-control", "<think>"], "expected ROLE=TOKEN"),
         (["prepare", "a", "b", "--tokenizer", "t", "--proof", "some"], "--proof some"),
         (["prepare", "a", "b", "--tokenizer", "t", "--recipe", "/no/recipe.yaml"], "/no/recipe.yaml"),
+        (["prepare", "a", "b", "--tokenizer", "t", "--recipe", "reasoning"], "maskpipe recipe copy reasoning FILE"),
         (["prepare", "a", "b", "--tokenizer", "/no/such/tokenizer"], "/no/such/tokenizer: no such file"),
         (["prepare", "/no/a.jsonl", "/no/b", "--tokenizer", TOKENIZER], "/no/a.jsonl: no such file"),
         (["prepare", CHATS, "/no/b", "--tokenizer", TOKENIZER, "--chat-template", "/no/t.jinja"], "/no/t.jinja"),
@@ -143,6 +149,7 @@ def test_no_arguments_shows_help_and_version_is_said(run: Any) -> None:
         (["explain", CHATS, "--row", "78", "--tokenizer", TOKENIZER], "it has 78"),
         (["explain", CHATS, "--row", "x", "--tokenizer", TOKENIZER], "--row"),
         (["stats", "/no/such"], "/no/such"),
+        (["audit", CHATS, "--tokenizer", TOKENIZER], "--dry-run"),
         (["verify", "/no/such"], "/no/such: no dataset here"),
         (["verify", TOKENIZER], "no manifest.json"),
         (["export", "/no/such", "/no/dest"], "/no/such"),
@@ -192,6 +199,24 @@ def test_a_recipe_that_is_wrong_is_named_with_file_and_key(
     assert ran.err.startswith(f"error: {file}: ")
     assert says in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_advice_is_given_once_and_says_why_nothing_can_be_trained(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "robot", "content": "a"}]}\n', encoding="utf-8")
+    assert run("prepare", tmp_path / "a.jsonl", tmp_path / "out", *SMALL).err.count("--on-bad-record reject") == 1
+    (tmp_path / "b.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n', encoding="utf-8")
+    assert "it has no assistant message" in run("prepare", tmp_path / "b.jsonl", tmp_path / "out", *SMALL).err
+
+
+def test_a_long_text_that_loses_its_end_says_how_to_keep_it(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night. " * 200, encoding="utf-8")
+    flags = ("--objective", "pretrain", "--tokenizer", TOKENIZER, "--sequence-length", "64")
+    for dry in ((), ("--dry-run",)):
+        hint = "--packing concat_split or --on-too-long split keeps all"
+        assert hint in run("prepare", tmp_path / "book.txt", tmp_path / "out", *flags, *dry).out
+    kept = run("prepare", tmp_path / "book.txt", tmp_path / "whole", *flags, "--packing", "concat_split")
+    assert hint not in kept.out
+    assert "0 cut or dropped" in kept.out
 
 
 def test_a_bad_record_exits_2_and_publishes_nothing(run: Any, tmp_path: Path) -> None:
@@ -444,6 +469,23 @@ def test_control_c_at_any_moment_is_130_and_no_traceback(tmp_path: Path, delay: 
     assert not (tmp_path / "out").exists()
 
 
+def test_control_c_reaches_no_process_that_is_still_starting(tmp_path: Path) -> None:
+    program = f"""
+import json, signal
+from multiprocessing import util
+import maskpipe
+held, spawn = [], util.spawnv_passfds
+def spied(path, arguments, descriptors):
+    held.append(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    return spawn(path, arguments, descriptors)
+util.spawnv_passfds = spied
+maskpipe.prepare({CHATS!r}, {str(tmp_path / "out")!r}, tokenizer={TOKENIZER!r}, workers=1)
+print(json.dumps(held))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(ran.stdout) == [True, True]  # the resource tracker and the fork server
+
+
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -454,6 +496,29 @@ def test_a_reader_that_has_seen_enough_is_no_error(dataset: Path) -> None:
     ran = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("chats.jsonl:72")
+
+
+def _ran(dataset: Path, words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = f"{sys.executable} -m maskpipe {words.replace('OUT', str(dataset))}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=os.environ | environment, timeout=60)
+
+
+def test_a_narrow_terminal_cuts_no_figure(dataset: Path) -> None:
+    wide, narrow = (_ran(dataset, "stats OUT", COLUMNS=columns) for columns in ("200", "40"))
+    figures = re.findall(r"[\d,.]+", wide.stdout.decode())
+    assert sorted(re.findall(r"[\d,.]+", narrow.stdout.decode())) == sorted(figures)
+    assert "…" not in narrow.stdout.decode()
+
+
+def test_a_locale_without_the_letters_and_a_closed_stdout_are_no_crash(dataset: Path) -> None:
+    said = {"PYTHONIOENCODING": "ascii"}
+    shown = _ran(dataset, "view OUT --row 1", **said)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"\\u27e6" in shown.stdout  # the bracket before what is trained
+    values = json.loads(_ran(dataset, "view OUT --row 1 --format json", **said).stdout.decode("ascii"))
+    assert values == json.loads(_ran(dataset, "view OUT --row 1 --format json", PYTHONIOENCODING="utf-8").stdout)
+    closed = _ran(dataset, "stats OUT >&-")
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 def test_the_commands_that_make_datasets_of_datasets(tmp_path: Path, run: Any) -> None:

@@ -187,7 +187,7 @@ def test_a_file_named_twice_is_an_error(tmp_path: Path) -> None:
 def test_where_no_record_is_selected_it_says_so(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", [record(1), record(2)])
     recipe = dataclasses.replace(RECIPE, source_weights={a: 1e-12})
-    with pytest.raises(RecordError, match=r"no record is left of 2 \(2 not_selected\); nothing was written"):
+    with pytest.raises(RecordError, match=r"no record is left of 2 \(2 not_selected\); no dataset was made"):
         maskpipe.prepare(a, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
 
 

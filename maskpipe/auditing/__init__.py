@@ -60,7 +60,7 @@ def audit(
             path, tokenizer, proof=source is not None or proof is not None or coverage_only
         ).requiring(wanted)
     if source is None and proof is not None:
-        raise UsageError("proof compares the dataset with what it was made from: give that as source")
+        raise UsageError("proof compares the dataset with what it was made from: give that as source (--source)")
     if source is not None and coverage_only:
         raise UsageError(
             "coverage_only reads no row, so nothing can be proved: leave out one of coverage_only and source"

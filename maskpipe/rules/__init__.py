@@ -13,6 +13,7 @@ Codes are stable, and mean the same in datasets of maskpipe and of others.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def show_all(console: Console) -> None:
 def show_keys(values: Mapping[str, Any], texts: Mapping[str, str], console: Console) -> None:
     """Prints a recipe's keys, their defaults and what they mean."""
     for name, value in values.items():
-        shown = "+".join(value) if isinstance(value, list) else "none" if value in (None, {}) else value
+        shown = "+".join(value) if isinstance(value, list) else value if isinstance(value, str) else json.dumps(value)
         console.print(f"{name}: {shown}", style="bold")
         _labelled("", texts[name], console)
 

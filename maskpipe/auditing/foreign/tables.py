@@ -75,6 +75,11 @@ def column_names(file: Path) -> list[str]:
         with _arrow(file) as reader:
             return list(reader.schema.names)
     except (pa.ArrowException, OSError) as error:
+        if file.suffix in (".json", ".jsonl", ".txt"):
+            raise DatasetError(
+                f"{file}: audit reads prepared data, Arrow or Parquet with token ids; "
+                f"what chats or text become: maskpipe prepare {file} --tokenizer T --dry-run"
+            ) from None
         raise DatasetError(f"{file}: cannot be read: {error}") from None
 
 
