@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import maskpipe
-from maskpipe import demo_data, pipeline, pool, sources
+from maskpipe import demo_data, mapping, pool, sources
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError
 from maskpipe.guard import Limits
 from maskpipe.recipe import Recipe
@@ -30,7 +30,7 @@ def chat(text: str) -> str:
 
 @pytest.fixture
 def harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "run_map", faulty.run_map_with_harm)
+    monkeypatch.setattr(mapping, "run_map", faulty.run_map_with_harm)
     monkeypatch.setattr(pool, "STOPPED_SECONDS", 0.5)
     monkeypatch.setattr(pool, "HUNG_SECONDS", 1.0)
 
@@ -170,7 +170,7 @@ def run_and_die(encoder: Any, task: Any, guard: Any) -> str:
 def test_a_worker_that_dies_without_a_record_to_blame_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "run_map", run_and_die)
+    monkeypatch.setattr(mapping, "run_map", run_and_die)
     with pytest.raises(MaskpipeError, match=r"chats\.jsonl, records 0 to 0: its worker process was lost 3 times"):
         prepare(tmp_path, "out", ["a"])
 
