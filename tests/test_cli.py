@@ -500,7 +500,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(dataset: Path) -> None:
 
 def _ran(dataset: Path, words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = f"{sys.executable} -m maskpipe {words.replace('OUT', str(dataset))}"
-    return subprocess.run(["bash", "-c", command], capture_output=True, env=os.environ | environment, timeout=60)
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=os.environ | environment, timeout=120)
 
 
 def test_a_narrow_terminal_cuts_no_figure(dataset: Path) -> None:
