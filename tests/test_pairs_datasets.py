@@ -27,9 +27,10 @@ from maskpipe.pack import plan
 from maskpipe.partitions import Stage, plan_shards, plan_units
 from maskpipe.recipe import Recipe
 from maskpipe.repack import repack
-from maskpipe.roles import Branch
+from maskpipe.roles import Branch, Role
 from maskpipe.shards.verify import verify
 from maskpipe.sources import limits
+from maskpipe.stats import Stats
 from tests.reference.pairs import separate_of, shared_size
 from tests.test_pairs import PREFERENCE, TOKENIZER, assistant, pair, user
 
@@ -200,6 +201,31 @@ def test_repack_gives_what_prepare_makes(tmp_path: Path, layout: Any, packing: A
         maskpipe.prepare(source, tmp_path / f"made{length}", tokenizer=TOKENIZER, recipe=wanted, workers=0)
         repack(tmp_path / "long", tmp_path / f"repacked{length}", sequence_length=length)
         assert bytes_of(tmp_path / f"repacked{length}") == bytes_of(tmp_path / f"made{length}")
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_stats_and_the_card_say_what_a_loop_over_the_documents_counts(tmp_path: Path, layout: Any) -> None:
+    rows = records(40)
+    recipe = SHORT.replace(pair_layout=layout)
+    made = maskpipe.prepare(rows, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
+    units = units_of(tmp_path / "out")
+    documents = [document for unit in units for document in unit]
+    pairs, shared = sum(len(unit) > 1 for unit in units), sum(len(unit) == 3 for unit in units)
+    saved = sum(len(unit[0]) for unit in units if len(unit) == 3)
+    tokens, loss = sum(map(len, documents)), sum(int(document.loss_mask.sum()) for document in documents)
+    assert made.counts["pairs"] == pairs > 5 and made.counts["pairs_prompt_shared"] == shared
+    assert made.counts["tokens_saved_by_sharing"] == saved and bool(saved) == (layout == "shared_prompt")
+    found = Stats.of(maskpipe.open(tmp_path / "out")).to_dict()
+    assert (found["documents"], found["tokens"], found["loss_tokens"]) == (len(documents), tokens, loss)
+    read = found["records"]
+    assert read["read"] == len(rows) == read["kept"] + sum(read["rejected"].values()) and read["rejected"]
+    for role in (Role.USER, Role.ASSISTANT):
+        mine = [document.role_ids == role for document in documents]
+        trained = sum(int(document.loss_mask[at].sum()) for document, at in zip(documents, mine, strict=True))
+        assert found["roles"][role.name.lower()] == {"tokens": sum(int(at.sum()) for at in mine), "loss": trained}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{len(documents):,} documents" in card and "objective `preference`" in card
+    assert f"pairs {pairs:,}" in card and (f"tokens saved by sharing {saved:,}" in card) == bool(saved)
 
 
 def test_repack_cuts_a_pair_as_prepare_does_and_refuses_what_it_would_reject(tmp_path: Path) -> None:

@@ -209,7 +209,9 @@ def _draw(config: Any, count: int, seed: int) -> Tensor:
     for key, value in config.to_dict().items():
         if key.endswith(("_token_id", "_token_index")):
             special |= {v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)}
-    usable = torch.tensor([i for i in range(config.vocab_size) if i not in special])
+    kept = torch.ones(config.vocab_size, dtype=torch.bool)
+    kept[[i for i in special if 0 <= i < config.vocab_size]] = False
+    usable = kept.nonzero().view(-1)
     if len(usable) < 2:
         raise UsageError(f"the model has a vocabulary of {config.vocab_size}, too few to change tokens")
     return usable[torch.randint(len(usable), (count,), generator=torch.Generator().manual_seed(seed))]
@@ -220,8 +222,10 @@ def _changed(batch: Batch, segment: int, config: Any, seed: int) -> tuple[Tensor
     start, end = batch.cu_seqlens[segment : segment + 2].tolist()
     ids = batch.input_ids.clone().view(-1)
     for attempt in range(seed, seed + 64):
-        new = _draw(config, end - start, attempt).to(ids.device)
-        ids[start:end] = torch.where(ids[start:end] == batch.input_ids.view(-1)[start:end], new, ids[start:end])
+        same = ids[start:end] == batch.input_ids.view(-1)[start:end]
+        if not same.any():
+            break
+        ids[start:end] = torch.where(same, _draw(config, end - start, attempt).to(ids.device), ids[start:end])
     stays = (batch.segment_ids > 0).view(-1).clone()
     stays[start:end] = False
     return ids.view(batch.input_ids.shape), stays.view(batch.input_ids.shape)

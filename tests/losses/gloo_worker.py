@@ -2,7 +2,8 @@
 
 python gloo_worker.py WORLD DIRECTORY        writes errors-RANK.json: case -> largest relative error
 
-DIRECTORY holds two datasets of pairs, separate and shared. The ranks are forks of one process, which has torch.
+DIRECTORY holds two datasets of pairs, separate and shared. The ranks are forks of one process, which has
+torch and torch._dynamo: DDP would import it in each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
