@@ -146,6 +146,16 @@ class Data:
         return np.array([leaf.message for leaf in self.leaves] or [-1], np.int32)
 
     @cached_property
+    def said_beside(self) -> dict[int, list[str]]:
+        """Message → what it may show beside the characters that `exchanged` counts."""
+        out: dict[int, list[str]] = {}
+        for number in self.quiet:
+            leaf = self.leaves[number]
+            if leaf.part != Part.SCAFFOLD:
+                out.setdefault(leaf.message, []).append(leaf.text)
+        return out
+
+    @cached_property
     def role_names(self) -> Bool:
         return np.array([leaf.part == Part.SCAFFOLD for leaf in self.leaves] or [False], bool)
 

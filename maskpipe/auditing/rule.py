@@ -17,7 +17,7 @@ from maskpipe.auditing.exchange import BLANKS_STAY, CannotProveError
 from maskpipe.auditing.renders import Renders, Template
 from maskpipe.auditing.shown import Shown
 from maskpipe.chat import Conversation
-from maskpipe.roles import Part, Verdict
+from maskpipe.roles import Verdict
 
 _LOOKS_LIKE_A_MARKER = re.compile(
     r"<[^<>\s]+>|<｜[^<>]+｜>|\[/?[A-Z_]+\]|\[\|[^\[\]|\s]+\|\]|[\[\]][\w!]*~[\w!]*[\[\]]"
@@ -140,13 +140,8 @@ class Rule:
         data = whole.data
         same = _common(whole.text, text)
         seen = int(np.count_nonzero(whole.stands[:same] & (whole.messages[:same] == index)))
-        quiet = any(
-            data.leaves[k].message == index
-            and data.leaves[k].part != Part.SCAFFOLD
-            and data.leaves[k].text in text[same:]
-            for k in data.quiet
-        )
-        if len(own) and own[-1] < same and seen >= data.exchanged[index] > 0 and not quiet:
+        beside = any(word in text[same:] for word in data.said_beside.get(index, ()))
+        if len(own) and own[-1] < same and seen >= data.exchanged[index] > 0 and not beside:
             rest = len(text) - same
             tail = Shown(
                 text[same:], np.full(rest, -1, np.int32), np.full(rest, -1, np.int32), np.full(rest, index, np.int32),

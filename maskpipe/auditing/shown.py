@@ -217,8 +217,12 @@ def _place_numbers(plain: str, back: UInt32, open_: Bool, place: Int64, leaf: In
     """Places the numbers of the data that became other ones. `open_`: the characters in which the texts differ. Are
     all of those in numbers?"""
     dark = back.astype(np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
+    done: set[tuple[Any, ...]] = set()
     for number, other in data.numbers:
         own = data.leaves[number]
+        if (other, *own[1:]) in done:
+            continue
+        done.add((other, *own[1:]))
         at = dark.find(other)
         while at >= 0:
             end = at + len(other)
