@@ -216,7 +216,7 @@ def _rolled(rng: random.Random, by: int) -> Data:
     )
 
 
-@kind("MP210", "L23 M29 P30")
+@kind("MP210", "L23 M29")
 def a_mask_rolled_to_the_left(rng: random.Random) -> Data:
     return _rolled(rng, 1)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -15,11 +18,15 @@ import pytest
 
 import maskpipe
 from maskpipe import demo_data
+from maskpipe.auditing import checks
+from maskpipe.auditing.known import Known
+from maskpipe.auditing.known import learn as really_learn
 from maskpipe.auditing.report import level_of
-from maskpipe.roles import Flag, Part, Role, Verdict
+from maskpipe.roles import Branch, Flag, Part, Role, Verdict
 from maskpipe.rules import RULES
 from maskpipe.shards.format import CHUNKS, REJECTS, VERDICT_DTYPE, WEIGHT_DTYPE
 from maskpipe.tokenizer import Tokenizer
+from tests import test_audit_mutants
 from tests.auditing import forge
 from tests.auditing.forge import Row, turns
 
@@ -57,6 +64,34 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = maskpipe.Recipe(sequence_length=512, on_bad_record="reject")
     maskpipe.prepare(chats, where / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
     return where / "out"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def learnt_once() -> Iterator[None]:
+    """What template and tokenizer say is learnt once for all datasets of one recipe: it is most of a small audit."""
+    known = {}
+
+    def learn(tokenizer: Tokenizer, recipe: maskpipe.Recipe, vocab_size: int) -> Known:
+        key = (tokenizer is TOKENIZER, recipe.to_yaml(), vocab_size)
+        if not key[0]:
+            return really_learn(tokenizer, recipe, vocab_size)
+        if key not in known:
+            known[key] = really_learn(tokenizer, recipe, vocab_size)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "learn", learn)
+        yield
+
+
+@cache
+def _rows_of(path: Path) -> list[Row]:
+    return forge.read(path)
+
+
+def rows_of(path: Path) -> list[Row]:
+    """All rows of a dataset, to be changed."""
+    return deepcopy(_rows_of(path))
 
 
 # -- defects of rows: (rows, random) -> whether there was a place for it
@@ -457,12 +492,13 @@ def codes(path: Path) -> set[str]:
 def test_a_planted_defect_is_found_under_its_code(kind: Kind, clean: Path, tmp_path: Path) -> None:
     assert kind.bug in RULES[kind.code].bugs, f"the rule {kind.code} does not name {kind.bug}"
     for number in range(PLACEMENTS):
-        rows, random = forge.read(clean), Random(f"{kind.plant.__qualname__} {number}")
+        rows, random = rows_of(clean), Random(f"{kind.plant.__qualname__} {number}")
         kind.plant(rows, random)
         out = tmp_path / str(number)
         forge.write(clean, out, rows)
         found = codes(out)
         assert kind.code in found, f"placement {number}: found {sorted(found)}"
+    print(f"\n{kind.code} {kind.plant.__qualname__.split('.')[0]} ({kind.bug}): {PLACEMENTS} of {PLACEMENTS} found")
 
 
 def test_the_same_rows_written_anew_are_clean(clean: Path, tmp_path: Path) -> None:
@@ -473,23 +509,29 @@ def test_the_same_rows_written_anew_are_clean(clean: Path, tmp_path: Path) -> No
         assert report.exit_code() == 0
 
 
-@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
-def test_clean_pairs_are_clean_and_half_a_pair_is_found(layout: str, tmp_path: Path) -> None:
+def prepare_pairs(tmp_path: Path, layout: str) -> None:
+    """Eight pairs in tmp_path/out, with answers as long as each other."""
+
     def said(role: str, text: str) -> dict[str, str]:
         return {"role": role, "content": text}
 
     pairs = [
         {
             "prompt": [said("user", f"question {k}")],
-            "chosen": [said("assistant", f"good {k}")],
-            "rejected": [said("assistant", f"less so {k}")],
+            "chosen": [said("assistant", f"answer {10 + k}")],
+            "rejected": [said("assistant", f"answer {50 + k}")],
         }
-        for k in range(12)
+        for k in range(1, 9)
     ]
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     recipe = maskpipe.Recipe(objective="preference", sequence_length=128, pair_layout=layout)  # type: ignore[arg-type]
     maskpipe.prepare(source, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_clean_pairs_are_clean_and_half_a_pair_is_found(layout: str, tmp_path: Path) -> None:
+    prepare_pairs(tmp_path, layout)
     assert codes(tmp_path / "out") == set()
     rows = forge.read(tmp_path / "out")
     chosen, rejected = (int(np.flatnonzero(rows[0].documents["branch"] == branch)[0]) for branch in (2, 3))
@@ -497,6 +539,31 @@ def test_clean_pairs_are_clean_and_half_a_pair_is_found(layout: str, tmp_path: P
     forge.write(tmp_path / "out", tmp_path / "incomplete", rows)
     assert "MP217" in codes(tmp_path / "incomplete")
     assert chosen != rejected
+
+
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_two_answers_that_are_the_same_tokens_are_found(layout: str, tmp_path: Path) -> None:
+    prepare_pairs(tmp_path, layout)
+    rows = forge.read(tmp_path / "out")
+    row = rows[0]
+    branches, bounds = row.documents["branch"], row.bounds()
+    answers = [
+        [
+            slice(*bounds[np.flatnonzero((row.documents["pair"] == pair) & (branches == branch))[0]])
+            for branch in (Branch.CHOSEN, Branch.REJECTED)
+        ]
+        for pair in sorted(set(row.documents["pair"].tolist()))
+    ]
+    alike = [(one, two) for one, two in answers if one.stop - one.start == two.stop - two.start][:PLACEMENTS]
+    assert alike
+    for number, (one, two) in enumerate(alike):
+        made = deepcopy(row)
+        made.ids[two] = row.ids[one]
+        forge.write(tmp_path / "out", tmp_path / f"collapsed-{number}", [made, *rows[1:]])
+        report = maskpipe.audit(tmp_path / f"collapsed-{number}", tokenizer=TOKENIZER)
+        assert [(f.code, f.count) for f in report.findings if f.code == "MP322"] == [("MP322", 1)]
+        (place,) = (place for f in report.findings if f.code == "MP322" for place in f.places)
+        assert (place.start, place.end) == (one.start, one.stop)
 
 
 # -- defects of files
@@ -567,5 +634,17 @@ def test_a_changed_file_is_found_under_its_code(
 
 
 def test_at_least_forty_kinds_each_tied_to_a_known_bug() -> None:
-    assert len(KINDS) + len(FILES) >= 40
+    assert len(KINDS) >= 40
     assert VERDICT_DTYPE.names == ("message", "verdict")
+
+
+@pytest.mark.shared
+def test_the_bugs_that_kinds_and_rules_name_are_in_the_list_of_known_ones(shared_data: Path) -> None:
+    text = (shared_data.parent / "reference" / "known-bugs.md").read_text(encoding="utf-8")
+    named = (
+        {kind.bug for kind in KINDS} | {bug for bug, _, _ in FILES} | {b for rule in RULES.values() for b in rule.bugs}
+    )
+    named |= {bug for kind in test_audit_mutants.KINDS.values() for bug in kind.bugs.split()}
+    listed = set(re.findall(r"\b[A-Z]\d{1,2}\b", text)) | {name for name in named if "#" in name and name in text}
+    assert sorted(named - listed) == []
+    assert all(kind.bugs for kind in test_audit_mutants.KINDS.values())
