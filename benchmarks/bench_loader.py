@@ -4,9 +4,17 @@
 
 Rows of random ids with documents of 300 to 1,100 tokens and loss on about half of them, warm page cache, batches of
 16 in random order, one thread. A full batch is ids, labels, positions (int64) and boundaries. HF datasets keeps the
-same four columns (boundaries padded to one size, so that DataLoader can collate them) and gives torch tensors. The C
-gather reads rows of a flat file of ids, with pread or from a mapping, and widens them to int64. Every figure is the
-best of the repeats, taken in turn. `verify` at its default: every read is proved.
+same four columns (boundaries padded to one size, so that DataLoader can collate them) and gives torch tensors. Every
+figure is the best of the repeats, taken in turn. `verify` at its default: every read is proved.
+
+The C gather reads the same bytes: rows in random order from the same shards at the same places, through the same page
+cache, with pread into one buffer or from one mapping per shard, and widens them to int64 in one buffer that is used
+again for every batch, as the loader's is here. It is favoured by what it need not do: where each row lies (file, place)
+was looked up before the clock starts, it plans nothing, proves nothing, and makes no tensor. It is compiled for this
+very processor, the loader for any.
+
+Order is measured in calls of 16,384 indices, whose arrays the second cache holds: it is what a loader asks for at once
+or more, and longer arrays would measure the memory too, of which the rest of a run leaves little.
 
 Bars at 2,048 tokens: pread 10 and 20 times, mmap 15 and 25 times faster than HF datasets and HF + DataLoader; ids
 alone at most 1.5 times the C gather; proving at most 10 % of the throughput; at most 5 µs of prefetch per sequence;
@@ -28,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,15 +53,16 @@ BATCH = 16
 GATHER = r"""
 #include <stdint.h>
 #include <unistd.h>
-void gather_pread(int fd, const int64_t* rows, int64_t n, int64_t length, int32_t* scratch, int64_t* out) {
+void gather_pread(const int32_t* files, const int64_t* offsets, const int64_t* rows, int64_t n, int64_t length,
+                  int32_t* scratch, int64_t* restrict out) {
   for (int64_t k = 0; k < n; k++) {
-    if (pread(fd, scratch, length * 4, rows[k] * length * 4) != length * 4) return;
+    if (pread(files[rows[k]], scratch, length * 4, offsets[rows[k]]) != length * 4) return;
     for (int64_t j = 0; j < length; j++) out[k * length + j] = scratch[j];
   }
 }
-void gather_mmap(const int32_t* ids, const int64_t* rows, int64_t n, int64_t length, int64_t* restrict out) {
+void gather_mmap(const int32_t* const* ids, const int64_t* rows, int64_t n, int64_t length, int64_t* restrict out) {
   for (int64_t k = 0; k < n; k++) {
-    const int32_t* row = ids + rows[k] * length;
+    const int32_t* row = ids[rows[k]];
     for (int64_t j = 0; j < length; j++) out[k * length + j] = row[j];
   }
 }
@@ -113,6 +123,7 @@ def hf_dataset(dataset: maskpipe.Dataset, path: Path) -> Any:
 
 
 def c_gather(path: Path, dataset: maskpipe.Dataset, batch: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Both gathers over the shards of `dataset`, by pointers to row numbers. Checked: they give the dataset's ids."""
     (path / "gather.c").write_text(GATHER)
     subprocess.run(
         ["cc", "-O3", "-march=native", "-shared", "-fPIC", str(path / "gather.c"), "-o", str(path / "gather.so")],
@@ -120,26 +131,45 @@ def c_gather(path: Path, dataset: maskpipe.Dataset, batch: int) -> tuple[Callabl
     )
     library = ctypes.CDLL(str(path / "gather.so"))
     length = dataset.manifest.sequence_length
-    np.concatenate([row.input_ids for row in dataset]).tofile(path / "ids.bin")
-    file = (path / "ids.bin").open("rb")
-    mapped = np.memmap(path / "ids.bin", np.int32, "r")
+    kept: list[Any] = []  # what the pointers point to
+    files, offsets, addresses = [], [], []
+    for shard in dataset.manifest.shards:
+        name = dataset.path / shard.name
+        file, mapped = name.open("rb"), np.memmap(name, np.uint8, "r")
+        column = pa.ipc.open_file(pa.py_buffer(mapped))
+        for number in range(column.num_record_batches):
+            of_batch = column.get_batch(number).column("input_ids")
+            begin = of_batch.flatten().buffers()[1].address
+            for row in range(len(of_batch)):
+                files.append(file.fileno())
+                addresses.append(begin + row * length * 4)
+                offsets.append(addresses[-1] - mapped.ctypes.data)
+        kept += [file, mapped, column]
     scratch, out = np.empty(length, np.int32), np.empty((batch, length), np.int64)
-    kept = (file, mapped, scratch, out)  # what the pointers point to
+    tables = np.array(files, np.int32), np.array(offsets, np.int64), np.array(addresses, np.uint64)
+    kept += [scratch, out, *tables]
 
     def pointer(array: Any) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.ctypes.data)
 
-    descriptor, ids, staging, target = file.fileno(), pointer(mapped), pointer(scratch), pointer(out)
+    descriptors, places, ids = map(pointer, tables)
+    staging, target = pointer(scratch), pointer(out)
     count, size = ctypes.c_int64(batch), ctypes.c_int64(length)
 
     def with_pread(rows: ctypes.c_void_p) -> Any:
-        library.gather_pread(descriptor, rows, count, size, staging, target)
+        library.gather_pread(descriptors, places, rows, count, size, staging, target)
         return kept
 
     def with_mmap(rows: ctypes.c_void_p) -> Any:
         library.gather_mmap(ids, rows, count, size, target)
         return kept
 
+    some = np.linspace(0, len(dataset) - 1, batch).astype(np.int64)
+    for gather in (with_pread, with_mmap):
+        out.fill(-1)
+        gather(pointer(some))
+        for k, row in enumerate(some.tolist()):
+            np.testing.assert_array_equal(out[k], dataset[row].input_ids)
     return with_pread, with_mmap
 
 
@@ -221,11 +251,11 @@ def measure(rows: int, length: int, repeats: int, batch: int) -> dict[str, Any]:
 
 
 def measure_order(repeats: int) -> dict[str, float]:
-    key, count = np.array(epoch_key(0, "x"), np.uint64), 1_000_000
+    key, count = np.array(epoch_key(0, "x"), np.uint64), 1 << 14
     at, sources = np.arange(count), np.zeros(count, np.int32)
     sizes = [10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
     out = {f"{n:,}": float("inf") for n in sizes}
-    for _ in range(2 * repeats):
+    for _ in range(50 * repeats):
         for n in sizes:
             arguments = (np.array([n]), np.array([1]), np.array([0]), True, key)
             begin = time.process_time()

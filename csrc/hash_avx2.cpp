@@ -19,6 +19,10 @@ namespace maskpipe {
 
 std::uint64_t xxh3_avx2(const void* bytes, std::size_t size) { return XXH3_64bits(bytes, size); }
 
+void xxh3_add_avx2(void* state, const void* bytes, std::size_t size) {
+  XXH3_64bits_update(static_cast<XXH3_state_t*>(state), bytes, size);
+}
+
 }  // namespace maskpipe
 
 #if defined(__clang__)

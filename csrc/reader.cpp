@@ -189,7 +189,13 @@ void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
   try {
     find_all(job, first, last, bench);
     for (std::size_t number = 0; number < bench.visits.size(); ++number) {
-      explained(bench.visits[number].found, [&] { visit(job, number, bench); });
+      explained(bench.visits[number].found, [&] { look_up(job, number, bench); });
+    }
+    std::erase_if(bench.visits, [](const Visit& visit) { return visit.block == nullptr; });
+    for (std::size_t number = 0; number < bench.visits.size(); ++number) {
+      const Visit* const next = number + 1 < bench.visits.size() ? &bench.visits[number + 1] : nullptr;
+      Visit& visit = bench.visits[number];
+      explained(visit.found, [&] { read_ids(job, visit, next, bench.scratch); });
     }
   } catch (const std::exception& error) {
     const std::lock_guard lock(queue_mutex_);
@@ -209,7 +215,7 @@ void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& benc
     const Job::Rows& asked = k < rows ? job.rows_ : job.step_;
     const std::size_t at = k < rows ? k : k - rows;
     if (asked.sources[at] >= 0) {
-      visits.push_back({k, find(asked.sources[at], asked.rows[at]), nullptr});
+      visits.push_back({k, find(asked.sources[at], asked.rows[at]), nullptr, nullptr, -1});
     } else if (k < rows) {
       pad_row(job, k, bench.scratch);
     }
@@ -241,33 +247,45 @@ void Reader::pad_row(Job& job, std::size_t k, Scratch& scratch) const {
   expand_row({ids, length}, padding_->row(0), columns_of(job, k));
 }
 
-void Reader::visit(Job& job, std::size_t number, Bench& bench) {
-  const std::int64_t length = options_.sequence_length;
+// The file and the facts of a row. Of a row of the step its totals are all, and its block is let go.
+void Reader::look_up(Job& job, std::size_t number, Bench& bench) {
   Visit& visit = bench.visits[number];
   Shard& shard = *visit.found.shard;
+  const std::size_t rows = job.rows_.rows.size();
   const std::int64_t step = shard.source.batch_rows, in_block = visit.found.row % step;
-  if (number == 0 || bench.visits[number - 1].found.shard != &shard) open(shard, bench.scratch);
-  if (visit.block == nullptr)
-    visit.block = block(shard, static_cast<std::size_t>(visit.found.row / step), bench.scratch);
-  const std::size_t rows = job.rows_.rows.size(), k = visit.k, place = static_cast<std::size_t>(in_block);
-  if (k >= rows) {
-    job.of_step_[k - rows] = visit.block->totals[place];
-    return;
-  }
-  // While this row is proved, the next one is on its way from memory.
-  std::int64_t next = -1;
-  if (number + 1 < bench.visits.size()) {
-    const Visit& after = bench.visits[number + 1];
-    if (after.k < rows && after.found.shard == &shard && after.block != nullptr) {
-      next = after.block->ids_offset + after.found.row % step * length * 4;
+  if (visit.k < rows || visit.block == nullptr) {
+    const Visit* const before = number == 0 ? nullptr : &bench.visits[number - 1];
+    if (before != nullptr && before->found.shard == &shard && before->file != nullptr) {
+      bench.scratch.file = before->file;
+    } else {
+      open(shard, bench.scratch);
+    }
+    if (visit.block == nullptr) {
+      visit.block = block(shard, static_cast<std::size_t>(visit.found.row / step), bench.scratch);
     }
   }
-  const std::uint8_t* bytes =
-      shard.file.read(visit.block->ids_offset + in_block * length * 4, length * 4, bench.scratch, next);
-  job.places_[k] = static_cast<std::int32_t>(in_block);
-  expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)}, visit.block->row(place),
-             columns_of(job, k));
-  job.blocks_[k] = std::move(visit.block);
+  if (visit.k >= rows) {
+    job.of_step_[visit.k - rows] = visit.block->totals[static_cast<std::size_t>(in_block)];
+    visit.block = nullptr;
+    return;
+  }
+  visit.file = bench.scratch.file;
+  visit.ids = visit.block->ids_offset + in_block * options_.sequence_length * 4;
+}
+
+// next: whose bytes are on their way from memory while this row is proved, or nullptr.
+void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch) {
+  const std::int64_t length = options_.sequence_length;
+  Shard& shard = *visit.found.shard;
+  const auto in_block = static_cast<std::size_t>(visit.found.row % shard.source.batch_rows);
+  const std::uint8_t* ahead = nullptr;
+  if (next != nullptr && next->file->mapped != nullptr) ahead = next->file->mapped + next->ids;
+  scratch.file = std::move(visit.file);
+  const std::uint8_t* bytes = shard.file.read_row(visit.found.row, visit.ids, length * 4, scratch, ahead);
+  expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)},
+             visit.block->row(in_block), columns_of(job, visit.k));
+  job.places_[visit.k] = static_cast<std::int32_t>(in_block);
+  job.blocks_[visit.k] = std::move(visit.block);
 }
 
 Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
@@ -282,7 +300,7 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
     const SourceShards& from = sources_[s];
     made.reset(new Shard{from,
                          number,
-                         {from.directory + "/" + from.names[number], from.sizes[number],
+                         {from.directory + "/" + from.names[number], from.sizes[number], from.rows[number],
                           parse_hashes(from.regions[number]), options_.verify, options_.io, options_.random_access},
                          {},
                          {},

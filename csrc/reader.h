@@ -153,6 +153,8 @@ class Reader {
     std::size_t k;
     Found found;
     std::shared_ptr<const Block> block;  // nullptr until it is known
+    std::shared_ptr<const OpenFile> file;
+    std::int64_t ids;  // where they begin in the file
   };
   // What one thread works with.
   struct Bench {
@@ -163,7 +165,8 @@ class Reader {
   void work();
   void run(Job& job, std::size_t first, std::size_t last, Bench& bench);
   void find_all(Job& job, std::size_t first, std::size_t last, Bench& bench);
-  void visit(Job& job, std::size_t number, Bench& bench);
+  void look_up(Job& job, std::size_t number, Bench& bench);
+  void read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch);
   void pad_row(Job& job, std::size_t k, Scratch& scratch) const;
   RowOut columns_of(const Job& job, std::size_t k) const;
   Found find(std::int32_t source, std::int64_t row);

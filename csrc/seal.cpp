@@ -29,7 +29,7 @@ MASKPIPE_AVX2 std::uint32_t seal_page(const std::uint8_t* bytes, const std::uint
   __m256i sums[2] = {_mm256_set1_epi64x(static_cast<long long>(words[22])),
                      _mm256_set1_epi64x(static_cast<long long>(words[23]))};
   for (int line = 0; line < static_cast<int>(page_size / 64); ++line) {
-    __builtin_prefetch(ahead + 64 * line, 0, 2);
+    __builtin_prefetch(ahead + 64 * line);
     for (int half = 0; half < 2; ++half) {
       const auto in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 64 * line + 32 * half));
       const auto key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + line / 2 + 4 * half));

@@ -15,8 +15,23 @@
 namespace maskpipe {
 namespace {
 
+constexpr std::int64_t piece_size = 64 << 10;  // of a region, while it is proved
+
 std::int64_t length_of(std::int64_t file_size, std::int64_t unit, std::int64_t number) {
   return std::min(unit, file_size - number * unit);
+}
+
+// Of a row: never 0, which says that there is none.
+std::uint32_t seal_row(const std::uint8_t* bytes, std::int64_t length, const std::uint8_t* ahead) {
+  std::uint64_t sum = 0;
+  for (std::int64_t at = 0; at < length; at += page_size) {
+    const std::uint32_t page =
+        seal(bytes + at, std::min(page_size, length - at), ahead == nullptr ? ahead : ahead + at);
+    sum = (sum ^ page) * 0x9e3779b97f4a7c15ULL;
+    sum ^= sum >> 29;
+  }
+  const auto out = static_cast<std::uint32_t>(sum >> 32);
+  return out == 0 ? 1 : out;
 }
 
 void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
@@ -39,12 +54,13 @@ OpenFile::~OpenFile() {
   if (descriptor >= 0) ::close(descriptor);
 }
 
-ShardFile::ShardFile(std::string path, std::int64_t size, std::vector<std::uint64_t> region_hashes, Verify verify,
-                     Io io, bool random_access)
+ShardFile::ShardFile(std::string path, std::int64_t size, std::int64_t rows, std::vector<std::uint64_t> region_hashes,
+                     Verify verify, Io io, bool random_access)
     : path_(std::move(path)),
       size_(size),
       hashes_(std::move(region_hashes)),
       seals_(hashes_.size()),
+      row_seals_(verify == Verify::every_read ? static_cast<std::size_t>(rows) : 0),
       verify_(verify),
       io_(io),
       random_access_(random_access) {}
@@ -89,30 +105,66 @@ void ShardFile::close() {
   file_ = nullptr;
 }
 
-const std::uint8_t* ShardFile::prove_region(std::int64_t region, Scratch& scratch) {
+void ShardFile::prove_region(std::int64_t region, Scratch& scratch, std::int64_t from, std::int64_t to,
+                             std::uint8_t* out) {
   const OpenFile& file = *scratch.file;
-  const std::int64_t length = length_of(size_, region_size, region);
-  const std::uint8_t* bytes = file.mapped == nullptr ? nullptr : file.mapped + region * region_size;
-  if (bytes == nullptr) {
-    scratch.region.resize(region_size);
-    pread_exactly(file, scratch.region.data(), region * region_size, length);
-    bytes = scratch.region.data();
-  }
-  if (xxh3(bytes, static_cast<std::size_t>(length)) != hashes_[static_cast<std::size_t>(region)]) {
-    throw WrongBytes{region, "its bytes are not what the manifest says"};
-  }
+  const std::int64_t begin = region * region_size, length = length_of(size_, region_size, region);
   auto seals = std::make_unique<Seals>();
-  if (verify_ == Verify::every_read) {
-    for (std::int64_t page = 0; page * page_size < length; ++page) {
-      seals->pages[page] = seal(bytes + page * page_size, length_of(length, page_size, page));
+  Xxh3 hash;
+  // In pieces that the caches hold, so that every byte comes from memory once.
+  for (std::int64_t done = 0; done < length; done += piece_size) {
+    const std::int64_t at = begin + done, size = std::min(piece_size, length - done);
+    const std::uint8_t* bytes = file.mapped == nullptr ? nullptr : file.mapped + at;
+    if (bytes == nullptr) {
+      scratch.piece.resize(static_cast<std::size_t>(piece_size));
+      pread_exactly(file, scratch.piece.data(), at, size);
+      bytes = scratch.piece.data();
     }
+    hash.add(bytes, static_cast<std::size_t>(size));
+    if (verify_ == Verify::every_read) {
+      for (std::int64_t page = 0; page * page_size < size; ++page) {
+        seals->pages[done / page_size + page] = seal(bytes + page * page_size, length_of(size, page_size, page));
+      }
+    }
+    const std::int64_t first = std::max(from, at), last = std::min(to, at + size);
+    if (out != nullptr && first < last) {
+      std::memcpy(out + (first - from), bytes + (first - at), static_cast<std::size_t>(last - first));
+    }
+  }
+  if (hash.digest() != hashes_[static_cast<std::size_t>(region)]) {
+    throw WrongBytes{region, "its bytes are not what the manifest says"};
   }
   Seals* expected = nullptr;
   if (seals_[static_cast<std::size_t>(region)].compare_exchange_strong(expected, seals.get())) (void)seals.release();
-  return bytes;
 }
 
-const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch, std::int64_t next) {
+const std::uint8_t* ShardFile::read_row(std::int64_t row, std::int64_t offset, std::int64_t length, Scratch& scratch,
+                                        const std::uint8_t* ahead) {
+  if (verify_ != Verify::every_read) return read(offset, length, scratch);
+  std::atomic<std::uint32_t>& known = row_seals_[static_cast<std::size_t>(row)];
+  const std::uint32_t expected = known.load(std::memory_order_relaxed);
+  const std::uint8_t* const mapped = scratch.file->mapped;
+  if (expected == 0) {
+    // Of a mapping before it is proved: what changes between the two is found now or at the next read.
+    std::uint32_t found = mapped == nullptr ? 0 : seal_row(mapped + offset, length, ahead);
+    const std::uint8_t* bytes = read(offset, length, scratch);
+    if (mapped == nullptr) found = seal_row(bytes, length, nullptr);
+    known.store(found, std::memory_order_relaxed);
+    return bytes;
+  }
+  const std::uint8_t* bytes = mapped == nullptr ? nullptr : mapped + offset;
+  if (bytes == nullptr) {
+    if (static_cast<std::int64_t>(scratch.bytes.size()) < length) {
+      scratch.bytes.resize(static_cast<std::size_t>(length));
+    }
+    pread_exactly(*scratch.file, scratch.bytes.data(), offset, length);
+    bytes = scratch.bytes.data();
+  }
+  // What does not fit is read again with its pages, which say where it is wrong.
+  return seal_row(bytes, length, ahead) == expected ? bytes : read(offset, length, scratch);
+}
+
+const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch) {
   const OpenFile& file = *scratch.file;
   const std::uint8_t* const mapped = file.mapped;
   if (verify_ == Verify::off) {
@@ -133,20 +185,14 @@ const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Sc
     const std::int64_t stop = std::min(end, (region + 1) * region_size);
     const Seals* seals = seals_[static_cast<std::size_t>(region)].load(std::memory_order_acquire);
     if (seals == nullptr) {
-      const std::uint8_t* proved = prove_region(region, scratch);
-      if (mapped == nullptr) {
-        std::memcpy(scratch.bytes.data() + (at - begin), proved + (at - region * region_size),
-                    static_cast<std::size_t>(stop - at));
-      }
+      prove_region(region, scratch, at, stop, mapped == nullptr ? scratch.bytes.data() + (at - begin) : nullptr);
     } else {
       const std::uint8_t* bytes = mapped == nullptr ? scratch.bytes.data() + (at - begin) : mapped + at;
       if (mapped == nullptr) pread_exactly(file, scratch.bytes.data() + (at - begin), at, stop - at);
       if (verify_ == Verify::every_read) {
         for (std::int64_t page = at / page_size; page * page_size < stop; ++page) {
           const std::int64_t of_page = length_of(size_, page_size, page);
-          const std::uint8_t* ahead = nullptr;
-          if (mapped != nullptr && next >= 0) ahead = mapped + (next / page_size - first_page + page) * page_size;
-          if (seal(bytes + (page * page_size - at), of_page, ahead) != seals->pages[page % (region_size / page_size)]) {
+          if (seal(bytes + (page * page_size - at), of_page) != seals->pages[page % (region_size / page_size)]) {
             throw WrongBytes{region, "its bytes changed while it was in use (byte " + std::to_string(page * page_size) +
                                          " or one of the " + std::to_string(of_page - 1) + " after it)"};
           }

@@ -2,7 +2,8 @@
 //
 // The first time a region (1 MiB) is touched it is read whole and compared with the manifest's hash. From the proved
 // bytes a 32-bit seal per page (1 KiB) is kept, and every later read compares the pages it uses with their seals: so
-// what changes after the first look is found too, without reading a region again. 4 KiB of seals per MiB touched.
+// what changes after the first look is found too, without reading a region again. 4 KiB of seals per MiB touched. A row
+// gets a seal of its own when it was read so; from then on no more than its own bytes are read.
 #pragma once
 
 #include <atomic>
@@ -32,7 +33,7 @@ struct OpenFile {
 
 // Memory of one thread for reading.
 struct Scratch {
-  std::vector<std::uint8_t> region, bytes;
+  std::vector<std::uint8_t> piece, bytes;
   std::shared_ptr<const OpenFile> file;  // what is being read
 };
 
@@ -44,8 +45,8 @@ struct WrongBytes {
 
 class ShardFile {
  public:
-  ShardFile(std::string path, std::int64_t size, std::vector<std::uint64_t> region_hashes, Verify verify, Io io,
-            bool random_access);
+  ShardFile(std::string path, std::int64_t size, std::int64_t rows, std::vector<std::uint64_t> region_hashes,
+            Verify verify, Io io, bool random_access);
   ~ShardFile();
   ShardFile(const ShardFile&) = delete;
   ShardFile& operator=(const ShardFile&) = delete;
@@ -57,9 +58,13 @@ class ShardFile {
   void close();
 
   // `length` bytes from `offset`, both inside the file's size, proved as `verify` says. Valid until the scratch is used
-  // again. Throws WrongBytes. Any number of threads, each with its scratch, for which this file was opened. next: where
-  // the same will be asked for next, or -1: it is a hint.
-  const std::uint8_t* read(std::int64_t offset, std::int64_t length, Scratch& scratch, std::int64_t next = -1);
+  // again. Throws WrongBytes. Any number of threads, each with its scratch, for which this file was opened.
+  const std::uint8_t* read(std::int64_t offset, std::int64_t length, Scratch& scratch);
+
+  // The same of the ids of a row, always at the same place. ahead: of the row that comes next, in memory, or nullptr: a
+  // hint.
+  const std::uint8_t* read_row(std::int64_t row, std::int64_t offset, std::int64_t length, Scratch& scratch,
+                               const std::uint8_t* ahead);
 
   std::int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
@@ -69,12 +74,15 @@ class ShardFile {
     std::uint32_t pages[region_size / page_size];
   };
 
-  const std::uint8_t* prove_region(std::int64_t region, Scratch& scratch);
+  // Proves a region and keeps its seals. What lies in [from, to) of the file goes to `out`, unless it is nullptr; it
+  // may be used only when this returns.
+  void prove_region(std::int64_t region, Scratch& scratch, std::int64_t from, std::int64_t to, std::uint8_t* out);
 
   std::string path_;
   std::int64_t size_;
   std::vector<std::uint64_t> hashes_;
-  std::vector<std::atomic<Seals*>> seals_;  // one per region; nullptr until it was proved
+  std::vector<std::atomic<Seals*>> seals_;             // one per region; nullptr until it was proved
+  std::vector<std::atomic<std::uint32_t>> row_seals_;  // one per row; 0 until it was read
   Verify verify_;
   Io io_;
   bool random_access_;

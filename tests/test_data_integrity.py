@@ -170,6 +170,32 @@ def test_first_touch_and_off_prove_less(out: Path, expected: list[list[torch.Ten
         flip(out / shard.name, bit)
 
 
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_a_row_that_was_read_before_is_proved_whole_and_alone(
+    out: Path, expected: list[list[torch.Tensor]], io: Any
+) -> None:
+    """From its second read on a row has a seal of its own: every bit of it counts, and none beside it."""
+    shard, epoch = maskpipe.open(out).manifest.shards[1], len(expected) // 2
+    stream = Loader(out, global_batch_size=GLOBAL, io=io, threads=0, shuffle=False)
+    state = stream.state_dict()
+    last = [next(stream).input_ids.clone() for _ in range(2 * epoch)][epoch - 1]
+    place = (out / shard.name).read_bytes().index(last[-1].to(torch.int32).numpy().tobytes())
+    draw = random.Random(2)
+    for byte in [place - 1, place, place + 4 * LENGTH - 1, *(place + draw.randrange(4 * LENGTH) for _ in range(20))]:
+        bit = 8 * byte + draw.randrange(8)
+        flip(out / shard.name, bit)
+        wrong = shard.rows - 1 - (byte < place)
+        try:
+            stream.load_state_dict(state)
+            with pytest.raises(DatasetError, match=rf"region 0 .* changed while .* needed for row {wrong}\b"):
+                for _ in range(epoch):
+                    next(stream)
+        finally:
+            flip(out / shard.name, bit)
+    stream.load_state_dict(state)
+    assert torch.equal([next(stream).input_ids for _ in range(epoch)][-1], last)
+
+
 @pytest.mark.parametrize("what", ["missing", "link", "directory", "pipe"])
 def test_what_is_no_shard_is_named(tmp_path: Path, what: str) -> None:
     manifest = publish_documents(tmp_path / "d", [chat(60, row) for row in range(9)], rows_per_shard=9)
