@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,15 @@ def encoded(messages: list[list[dict[str, Any]]], tokenizer: maskpipe.Tokenizer)
     return out
 
 
+@cache
+def demo() -> maskpipe.Tokenizer:
+    """One object: what its template writes is learnt once."""
+    return maskpipe.Tokenizer.load(demo_data.tokenizer())
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> maskpipe.Tokenizer:
-    return maskpipe.Tokenizer.load(demo_data.tokenizer())
+    return demo()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +94,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_our_own_exports_are_clean(prepared: Path, tmp_path: Path, target: Any, options: Any, kind: str) -> None:
     made = export(prepared, tmp_path / "theirs", target, options=Options(ignore_weights=True, **options))
-    report = audit_foreign(tmp_path / "theirs", demo_data.tokenizer())
+    report = audit_foreign(tmp_path / "theirs", demo())
     clean(report)
     assert report.kind == kind
     assert (report.tokens, report.coverage.metric("loss_tokens")) == (made.tokens, made.loss_tokens)
@@ -96,15 +103,13 @@ def test_our_own_exports_are_clean(prepared: Path, tmp_path: Path, target: Any, 
 
 def test_rows_of_several_conversations_without_borders_are_an_error(prepared: Path, tmp_path: Path) -> None:
     export(prepared, tmp_path / "theirs", "olmo", options=Options(ignore_weights=True, across_documents=True))
-    report = audit_foreign(tmp_path / "theirs", demo_data.tokenizer())
+    report = audit_foreign(tmp_path / "theirs", demo())
     assert [finding.code for finding in report.errors] == ["MP203"]
 
 
 @pytest.mark.parametrize("name", ["assistant_masks", "completion_mask", "loss_mask"])
 def test_masks_are_read_like_labels(chats: list[Chat], tmp_path: Path, name: str) -> None:
-    report = audit_foreign(
-        foreign_data.write_saved(tmp_path / "d", foreign_data.with_mask(name)(chats)), demo_data.tokenizer()
-    )
+    report = audit_foreign(foreign_data.write_saved(tmp_path / "d", foreign_data.with_mask(name)(chats)), demo())
     clean(report)
     assert report.rows == len(chats)
     assert report.coverage.metric("loss_tokens") == sum(sum(chat.loss) for chat in chats)
@@ -157,7 +162,7 @@ def test_text_without_turns_is_checked_as_far_as_it_goes_and_that_is_said(
 
 
 def test_columns_that_cannot_be_read_are_an_error_with_their_name(chats: list[Chat], tmp_path: Path) -> None:
-    tokenizer = demo_data.tokenizer()
+    tokenizer = demo()
     with pytest.raises(UsageError, match="no such file"):
         audit_foreign(tmp_path / "nowhere", tokenizer)
     (tmp_path / "empty").mkdir()
