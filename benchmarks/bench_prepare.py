@@ -62,7 +62,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
     import tokenizers
 
     from maskpipe.errors import TemplateError
-    from maskpipe.pipeline import encoder_of
+    from maskpipe.job import encoder_of
 
     engine = encoder_of(options.tokenizer).template.engine
     texts = []
@@ -135,7 +135,7 @@ def turns(options: argparse.Namespace) -> dict[str, Any]:
     without rendering. Rendering is what the template itself runs and prints: in the core, which compares what it prints
     with the text that it must begin, in Python, and the proof of one by the other; not what is done with renders."""
     from maskpipe.chat import Conversation
-    from maskpipe.pipeline import encoder_of
+    from maskpipe.job import encoder_of
 
     encoder = encoder_of(options.tokenizer)
     engine = encoder.template.engine

@@ -356,9 +356,16 @@ void bind_engine(py::module_& m) {
   py::class_<TurnHabits>(m, "TurnHabits")
       .def(py::init([](const py::str& header, const std::vector<py::str>& finals, const std::vector<py::str>& middles,
                        const std::vector<py::str>& empty_blocks) {
-             return TurnHabits{characters(header.ptr()), words(finals), words(middles), words(empty_blocks)};
+             return TurnHabits{characters(header.ptr()), words(finals), words(middles), words(empty_blocks), {}};
            }),
-           "header"_a, "finals"_a, "middles"_a, "empty_blocks"_a);
+           "header"_a, "finals"_a, "middles"_a, "empty_blocks"_a)
+      .def(
+          "remember",
+          [](TurnHabits& self, bool is_last, const py::str& tail, std::int64_t own, const py::str& alone,
+             std::int64_t alone_own, std::optional<std::pair<std::int64_t, std::int64_t>> stop, std::size_t most) {
+            self.remember(is_last, {characters(tail.ptr()), own}, {characters(alone.ptr()), alone_own}, stop, most);
+          },
+          "is_last"_a, "tail"_a, "own"_a, "alone"_a, "alone_own"_a, "stop"_a, "most"_a);
   py::class_<ChatTemplate, std::shared_ptr<ChatTemplate>> program(m, "TemplateProgram");
   py::class_<PyShown>(m, "Shown")
       .def(py::init([](const std::shared_ptr<ChatTemplate>& given, const std::shared_ptr<Input>& input,

@@ -18,6 +18,7 @@
 #include "arguments.h"
 #include "audit.h"
 #include "bind_engine.h"
+#include "bind_records.h"
 #include "bind_scan.h"
 #include "check.h"
 #include "layout.h"
@@ -791,5 +792,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_reader(m);
   bind_audit(m);
   maskpipe::bind_engine(m);
+  maskpipe::bind_records(m);
   maskpipe::bind_scan(m);
 }

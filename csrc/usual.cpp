@@ -93,6 +93,30 @@ std::optional<std::int64_t> same_turn(std::u32string_view text, std::u32string_v
 
 }  // namespace
 
+namespace {
+
+std::u32string key_of(bool is_last, const Tail& tail, const Tail& alone) {
+  std::u32string out = {is_last, static_cast<char32_t>(tail.own), static_cast<char32_t>(alone.own),
+                        static_cast<char32_t>(tail.text.size())};
+  out += tail.text;
+  out += alone.text;
+  return out;
+}
+
+}  // namespace
+
+std::optional<std::pair<std::int64_t, std::int64_t>> TurnHabits::stop_of(bool is_last, const Tail& tail,
+                                                                         const Tail& alone) const {
+  const auto found = stops.find(key_of(is_last, tail, alone));
+  return found == stops.end() ? std::nullopt : found->second;
+}
+
+void TurnHabits::remember(bool is_last, const Tail& tail, const Tail& alone,
+                          std::optional<std::pair<std::int64_t, std::int64_t>> stop, std::size_t most) {
+  if (stops.size() >= most) stops.clear();
+  stops[key_of(is_last, tail, alone)] = stop;
+}
+
 Shown::Shown(Rendering made, const Input& of) : rendering(std::move(made)), input(&of) {
   own.assign(of.roles.size(), {-1, -1});
   literal.assign(of.roles.size(), 0);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -45,6 +46,13 @@ struct TurnHabits {
   std::vector<std::u32string> finals;        // tokens that end a last turn
   std::vector<std::u32string> middles;       // tokens that end turns before it
   std::vector<std::u32string> empty_blocks;  // empty reasoning, longest first
+  // What was found about the stop token between the same literal texts: where it stands in the tail, if it does.
+  std::unordered_map<std::u32string, std::optional<std::pair<std::int64_t, std::int64_t>>> stops;
+
+  // Where the stop token stands, if the same was asked before and there was one.
+  std::optional<std::pair<std::int64_t, std::int64_t>> stop_of(bool is_last, const Tail& tail, const Tail& alone) const;
+  void remember(bool is_last, const Tail& tail, const Tail& alone,
+                std::optional<std::pair<std::int64_t, std::int64_t>> stop, std::size_t most);
 };
 
 struct Looked {

@@ -274,6 +274,18 @@ class TurnHabits:
     def __init__(
         self, header: str, finals: Sequence[str], middles: Sequence[str], empty_blocks: Sequence[str]
     ) -> None: ...
+    def remember(
+        self,
+        is_last: bool,
+        tail: str,
+        own: int,
+        alone: str,
+        alone_own: int,
+        stop: tuple[int, int] | None,
+        most: int,
+    ) -> None:
+        """What was found about the stop token between these literal texts (`Shown.usual_turn` says which): its place in
+        `tail`, None where such a turn is not usual. Forgets the others when there are `most`."""
 
 class Shown:
     """A render: its text, and origins as render.Trace has them. ValueError where Python has to do it."""
@@ -555,3 +567,83 @@ class Audit:
 
     def by_script(self) -> _Int64:
         """[256, 3] by the high byte of `ids`; sampled is 0."""
+
+# csrc/usual_record.h
+
+class Documents:
+    """Documents on their way into a table."""
+
+    def __init__(self) -> None: ...
+    def add(
+        self,
+        ids: _Int32,
+        roles: _UInt8,
+        parts: _UInt8,
+        flags: _UInt8,
+        messages: _Int32,
+        turns: Sequence[int],
+        verdicts: Sequence[int],
+    ) -> None:
+        """One more; five arrays [tokens], and message and verdict of each turn. ValueError when lengths differ."""
+
+    def last(self) -> tuple[_Int32, _UInt8, _UInt8, _UInt8, _Int32]:
+        """The first five of the document that was added last. IndexError when there is none."""
+
+    def take(self) -> tuple[_Int32, _UInt8, _UInt8, _UInt8, _Int32, _Int64, _Int32, _UInt8, _Int64]:
+        """(ids, roles, parts, flags, messages [tokens], offsets [documents + 1]; messages and verdicts of turns, their
+        offsets [documents + 1]); none is left."""
+
+class Alphabet:
+    """What align_plain takes beside a text, and the ids of the ends of prompts."""
+
+    def __init__(
+        self,
+        table: TokenTable,
+        strings: Strings,
+        string_ids: _Int32,
+        string_kinds: _UInt8,
+        prefix_space: bool,
+        space_mark: bytes,
+    ) -> None: ...
+    def add_window(self, text: bytes, after_token: bool, ids: _Int32) -> None:
+        """The ids of a text behind an added token, or at the start of a text."""
+
+    def forget_windows(self) -> None: ...
+
+class Draft:
+    """A usual record before its text is tokenized."""
+
+    def text(self) -> str: ...
+    def size(self) -> int:
+        """Bytes of the text in UTF-8."""
+
+    def turns(self) -> list[int]:
+        """Messages of its assistant turns, ascending."""
+
+    def is_chosen(self, one_in: int) -> bool:
+        """Is it one of so many, by the hash of its text?"""
+
+class UsualRecords:
+    def __init__(
+        self,
+        program: TemplateProgram,
+        alphabet: Alphabet,
+        rule: LossRule,
+        turns: Sequence[int] | None,
+        trains_others: bool,
+        keeps_control: bool,
+        sequence_length: int,
+        max_text: int,
+        one_in: int,
+        columns: Sequence[str],
+        max_messages: int,
+    ) -> None: ...
+    def read(self, line: bytes, habits: TurnHabits) -> Draft | None:
+        """The draft of a line of JSON; None where the record is not usual."""
+
+    def draft(self, input: TemplateInput, habits: TurnHabits) -> Draft | None: ...
+    def settle(self, draft: Draft, ids: _Int32, documents: Documents) -> bool:
+        """Adds its document; False, and nothing added, where it is not usual."""
+
+    def counted(self) -> tuple[int, int, int, int, int, int]:
+        """(tokens, with loss, straddling, straddling parts, marks, turns) of what was settled since the last time."""

@@ -211,11 +211,14 @@ class Encoder:
             begun.out.refused = error
         return begun
 
-    def finish(self, records: Sequence[Begun]) -> list[Encoded]:
-        """What becomes of each record. The same as one by one, but their texts go to the tokenizer together."""
-        ids = iter(self._ids([text for begun in records for text in begun.texts]))
+    def finish(self, records: Sequence[Begun], ids: Sequence[Int32] | None = None) -> list[Encoded]:
+        """What becomes of each record. The same as one by one, but their texts go to the tokenizer together; `ids` are
+        what that makes of them, where it is known."""
+        if ids is None:
+            ids = self.ids([text for begun in records for text in begun.texts])
+        left = iter(ids)
         for begun in records:
-            own = [next(ids) for _ in begun.drafts]
+            own = [next(left) for _ in begun.drafts]
             out = begun.out
             if out.refused is not None:
                 continue
@@ -233,7 +236,7 @@ class Encoder:
         return [begun.out for begun in records]
 
     def _chat(self, record: Conversation, out: Encoded) -> _Chat:
-        messages = _shown(record.messages, self.recipe)
+        messages = shown_messages(record.messages, self.recipe)
         wrapped = wrap(
             messages,
             tools=record.tools,
@@ -265,7 +268,7 @@ class Encoder:
             chat = self._plan(chat.record, chat.wrapped, chat.whole, out.turns)
             counts.clear()
             drafts = [self._draft(view) for view in chat.views]
-            ids = self._ids([draft.text for draft in drafts])
+            ids = self.ids([draft.text for draft in drafts])
             documents = [self._document(chat, draft, given, counts) for draft, given in zip(drafts, ids, strict=True)]
         for name, count in counts.items():
             out.counts[name] += count
@@ -427,7 +430,7 @@ class Encoder:
             counts[name] += count
         return encoding
 
-    def _ids(self, texts: list[str]) -> list[Int32]:
+    def ids(self, texts: list[str]) -> list[Int32]:
         """What the tokenizer makes of each text, taken alone."""
         return self._fast.ids(texts) if self._fast is not None else self.tokenizer.ids(texts)
 
@@ -482,7 +485,7 @@ def _refuse_flood(text: str, wrapped: Wrapped) -> None:
         )
 
 
-def _shown(messages: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
+def shown_messages(messages: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
     """The messages as the template is to see them."""
     out = []
     for message in messages:

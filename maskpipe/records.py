@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from maskpipe.branches import join
+from maskpipe import _core
+from maskpipe.branches import encode_all, join
 from maskpipe.chat import Conversation, Read, read_all
 from maskpipe.commit import pack_array, unpack_array
-from maskpipe.document import Document
 from maskpipe.encoder import Begun, Encoder, count_loss
 from maskpipe.errors import MaskpipeError, RecordError
 from maskpipe.guard import UNGUARDED, Guard
@@ -23,11 +24,15 @@ from maskpipe.keys import are_needed, as_numbers, in_share, key_of
 from maskpipe.recipe import Recipe
 from maskpipe.roles import ROLE_NAMES
 from maskpipe.shards.chunks import ChunkEntry
-from maskpipe.shards.documents import documents_to_table
+from maskpipe.shards.documents import DocumentBatch
 from maskpipe.shards.format import DOCUMENT_SCHEMA
 from maskpipe.sources import Chunk
+from maskpipe.sources.chunk import Drafted
+from maskpipe.strict_json import parse
 from maskpipe.template.render import wrap
 from maskpipe.template.shadow import prove
+from maskpipe.tokenizer import Int32
+from maskpipe.usual import UsualRecords
 
 STAGE_DOCUMENTS = 512
 """Documents per record batch of a stage file."""
@@ -42,9 +47,14 @@ again one by one."""
 
 class _Held(NamedTuple):
     row: int
-    parsed: Read
+    parsed: Read | None
+    """None where the core read the line by itself."""
     own: list[bytes]
     begun: list[Begun]
+    draft: _core.Draft | None = None
+    """What the core is to settle (usual.py); nothing is begun then."""
+    line: bytes = b""
+    """What was not parsed."""
 
 
 @dataclass
@@ -167,20 +177,58 @@ def add_records(
     guard: Guard = UNGUARDED,
 ) -> None:
     """Adds what becomes of a chunk's records to `out`."""
-    documents: list[Document] = []
+    documents = DocumentBatch()
     keyed = are_needed(encoder.recipe)
     keys, key_rows, document_keys = bytearray(), array("i"), array("i")
     paired, units, n_units = encoder.recipe.objective == "preference", array("i"), 0
     held: list[_Held] = []
     held_bytes = 0
     together = proof is None and not guard.one_by_one
+    usual = UsualRecords.of(encoder) if proof is None else None
+    reads_lines = usual is not None and usual.reads_lines and not keyed and chunk.share >= 1
+
+    def settle_usual(record: _Held, ids: Int32) -> bool:
+        """Adds a record that the core settles; False where it does not."""
+        if record.draft is None or usual is None or not usual.settle(record.draft, ids, documents.core):
+            return False
+        row, draft = record.row, record.draft
+        if usual.must_compare(draft):
+            parsed = record.parsed or _parsed(parse(record.line), encoder.recipe, chunk, row)
+            usual.compare(draft, documents.core, encode_all(encoder, parsed).encoded, chunk.place(row))
+        if keyed:
+            document_keys.append(len(key_rows))
+            key_rows.append(row - chunk.first_row)
+            keys.extend(record.own[0])
+        documents.add_usual(chunk.source, row)
+        lengths.append(len(ids))
+        out.kept += 1
+        if record.parsed is not None:
+            add_role_names(record.parsed)
+        return True
+
+    def add_role_names(parsed: Read) -> None:
+        for item in parsed.items:
+            if isinstance(item, Conversation):
+                out.role_names.update([str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES])
 
     def settle() -> None:
         """Adds what becomes of the records held."""
         nonlocal n_units
-        encoded_items = iter(encoder.finish([begun for record in held for begun in record.begun]))
-        for row, parsed, own, begun in held:
-            branches = join(parsed, [next(encoded_items) for _ in begun], encoder.recipe)
+        begun_items = [begun for record in held for begun in record.begun]
+        texts = [text for begun in begun_items for text in begun.texts]
+        ids = encoder.ids([*texts, *(record.draft.text() for record in held if record.draft is not None)])
+        encoded_items = iter(encoder.finish(begun_items, ids[: len(texts)]))
+        drafted = iter(ids[len(texts) :])
+        for record in held:
+            if record.draft is not None and settle_usual(record, next(drafted)):
+                continue
+            row, parsed, own, begun, draft, line = record
+            if parsed is None:
+                parsed = _parsed(parse(line), encoder.recipe, chunk, row)
+            if draft is None:
+                branches = join(parsed, [next(encoded_items) for _ in begun], encoder.recipe)
+            else:  # it is not usual after all
+                branches = encode_all(encoder, parsed)
             encoded = branches.encoded
             out.counts.update(encoded.counts)
             if encoded.dropped:
@@ -206,28 +254,41 @@ def add_records(
                 keys.extend(b"".join(own[number] for number in used))
             out.loss_tokens += sum(map(count_loss, encoded.documents))
             lengths.extend([len(document) for document in encoded.documents])
+            add_role_names(parsed)
             for item in parsed.items:
-                if isinstance(item, Conversation):
-                    out.role_names.update([str(m["role"]) for m in item.messages if m["role"] not in ROLE_NAMES])
-                    if proof is not None and (proof < 0 or row < proof):
-                        _prove(encoder, item, out, chunk.place(row))
-            if writer is None:
-                out.runs += sum(map(_n_runs, encoded.documents))
-            else:
-                documents.extend(encoded.documents)
+                if isinstance(item, Conversation) and proof is not None and (proof < 0 or row < proof):
+                    _prove(encoder, item, out, chunk.place(row))
+            for document in encoded.documents:
+                documents.add(document)
         held.clear()
 
-    for row, record in chunk.records(_judge(chunk, guard)) if chunk.take != 0 else ():
+    def write() -> None:
+        """Writes the documents that are settled."""
+        guard.leave()
+        table = documents.take()
+        if writer is None:
+            out.runs += int(pc.sum(pc.list_value_length(table["runs"])).as_py() or 0)
+        else:
+            writer.write_table(table)
+
+    read = usual.read if usual is not None and reads_lines else None
+    for row, record in chunk.records(_judge(chunk, guard), read) if chunk.take != 0 else ():
         if limit is not None and limit <= 0:
             break
         if row - chunk.first_row == chunk.take:
             break
         limit = None if limit is None else limit - 1
         out.records += 1
+        parsed: Read | None = None
+        draft: _core.Draft | None = None
+        line = b""
         try:
             if isinstance(record, RecordError):
                 raise record
-            parsed = _parsed(record, encoder.recipe, chunk, row)
+            if isinstance(record, Drafted):
+                draft, line = record
+            else:
+                parsed = _parsed(record, encoder.recipe, chunk, row)
         except RecordError as error:
             settle()
             held_bytes = 0
@@ -239,28 +300,35 @@ def add_records(
                 ) from None
             _reject(out, chunk, row, error)
             continue
-        own = [key_of(*unit) for unit in parsed.units()] if keyed or chunk.share < 1 else []
+        own = [key_of(*unit) for unit in parsed.units()] if parsed is not None and (keyed or chunk.share < 1) else []
         if chunk.share < 1 and not in_share(own, chunk.share):
             out.left_out["not_selected"] += 1
             continue
-        begun = [encoder.begin(item) for item in parsed.items]
-        size = sum([part.size for part in begun])
+        begun: list[Begun] = []
+        if parsed is not None:
+            if usual is not None and len(parsed.items) == 1 and not parsed.counts:
+                draft = usual.draft(parsed.items[0])
+            if draft is None:
+                begun = [encoder.begin(item) for item in parsed.items]
+        size = sum([part.size for part in begun]) if draft is None else draft.size()
         if held_bytes + size > HELD_BYTES:
             settle()
             held_bytes = 0
-        held.append(_Held(row, parsed, own, begun))
+        held.append(_Held(row, parsed, own, begun, draft, line))
         held_bytes += size
         if not together or held_bytes > HELD_BYTES or len(held) >= HELD_RECORDS:
             settle()
             held_bytes = 0
         if len(documents) >= STAGE_DOCUMENTS:
-            guard.leave()
-            writer.write_table(documents_to_table(documents))
-            documents.clear()
+            write()
     settle()
     guard.leave()
-    if writer is not None and documents:
-        writer.write_table(documents_to_table(documents))
+    if len(documents):
+        write()
+    if usual is not None:
+        counts, loss_tokens = usual.counts()
+        out.counts.update(counts)
+        out.loss_tokens += loss_tokens
     if 0 <= chunk.take < chunk.count and limit is None:
         out.records += chunk.count - chunk.take
         out.left_out["beyond_cap"] += chunk.count - chunk.take
@@ -268,11 +336,6 @@ def add_records(
     out.units = np.array(units, np.int32)
     out.key_rows, out.document_keys = np.array(key_rows, np.int32), np.array(document_keys, np.int32)
     out.counts.update(chunk.counts)
-
-
-def _n_runs(document: Document) -> int:
-    facts = (document.role_ids, document.part_ids, document.flags, document.message_ids)
-    return 1 + int(np.count_nonzero(np.any([np.diff(fact) != 0 for fact in facts], axis=0)))
 
 
 def _parsed(record: Any, recipe: Recipe, chunk: Chunk, row: int) -> Read:

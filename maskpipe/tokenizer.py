@@ -222,6 +222,8 @@ class Tokenizer:
     def _prepare_plain(self) -> None:
         """What the fast way needs; it is for tokenizers that look for added tokens in the raw text only."""
         self._strings: _core.Strings | None = None
+        self.alphabet: _core.Alphabet | None = None
+        """The same for the core; None where the fast way is not for this tokenizer."""
         if self._scanner.rewrites or self._scanner.normalised.tokens:
             return
         tokens = self._scanner.raw.tokens
@@ -237,6 +239,9 @@ class Tokenizer:
                 for token in tokens
             ],
             np.uint8,
+        )
+        self.alphabet = _core.Alphabet(
+            self._table, self._strings, self._string_ids, self._string_kinds, self._adds_space, self._mark
         )
 
     # What the files say
@@ -740,7 +745,11 @@ class Tokenizer:
         if key not in self._windows:
             if len(self._windows) >= WINDOWS_KEPT:
                 self._windows.clear()
+                if self.alphabet is not None:
+                    self.alphabet.forget_windows()
             self._windows[key] = self._range_ids(raw, start, cut, [], lead)[0]
+            if self.alphabet is not None and lead in ("start", "after_token"):
+                self.alphabet.add_window(key[1], lead == "after_token", self._windows[key])
         return self._windows[key]
 
 

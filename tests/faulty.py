@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maskpipe import _core
 from maskpipe.chat import Conversation, Text
 from maskpipe.encoder import Begun, Encoder
 from maskpipe.guard import Guard
 from maskpipe.tasks import MapTask, run_map
+from maskpipe.usual import UsualRecords
 
 
 def _crash() -> None:
@@ -45,19 +47,27 @@ HARM: dict[str, Callable[[], Any]] = {
 
 def run_map_with_harm(encoder: Encoder, task: MapTask, guard: Guard) -> str:
     """A record that says WORD! does harm each time; one that says WORD? does it once, and a file then says so."""
-    begin = encoder.begin
+    begin, read = encoder.begin, UsualRecords.read
 
-    def harmful(record: Conversation | Text) -> Begun:
-        text = str(record)
+    def harm_by(text: str) -> None:
         for word, harm in HARM.items():
             done = Path(task.directory).parent / f"{word}.done"
             if f"{word}!" in text or (f"{word}?" in text and not done.exists()):
                 done.touch()
                 harm()
+
+    def harmful(record: Conversation | Text) -> Begun:
+        harm_by(str(record))
         return begin(record)
 
+    def harmful_line(usual: UsualRecords, line: bytes) -> _core.Draft | None:
+        harm_by(line.decode())
+        return read(usual, line)
+
     encoder.begin = harmful  # type: ignore[method-assign]
+    UsualRecords.read = harmful_line  # type: ignore[method-assign]
     try:
         return run_map(encoder, task, guard)
     finally:
         encoder.begin = begin  # type: ignore[method-assign]
+        UsualRecords.read = read  # type: ignore[method-assign]

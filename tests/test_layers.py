@@ -30,6 +30,7 @@ LAYERS = [
         "records",
         "selection",
         "tasks",
+        "usual",
     },
     {"derived"},
     {"job"},

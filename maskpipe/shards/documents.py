@@ -76,47 +76,76 @@ class DocumentColumns:
 
 
 def documents_to_table(documents: Sequence[Document]) -> pa.Table:
-    """The documents as a table of DOCUMENT_SCHEMA, in order.
-
-    TypeError when an array has another dtype than Document says, ValueError when its arrays differ in length;
-    RecordError for a weight that is negative or not finite.
-    """
-    dense: dict[str, list[npt.NDArray[Any]]] = {name: [] for name, _ in _DENSE}
+    """The documents as a table of DOCUMENT_SCHEMA, in order. Raises what DocumentBatch raises."""
+    batch = DocumentBatch()
     for document in documents:
+        batch.add(document)
+    return batch.take()
+
+
+class DocumentBatch:
+    """Documents that are gathered for one table; `core` holds their tokens."""
+
+    def __init__(self) -> None:
+        self.core = _core.Documents()
+        self._places: list[tuple[int, int]] = []
+        """Source and row of each."""
+        self._others: dict[int, Document] = {}
+        """By number, those of which more than that is to be said."""
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, document: Document) -> None:
+        """TypeError when an array has another dtype than Document says, ValueError when its arrays differ in length;
+        RecordError for a weight that is negative or not finite."""
         _check(document)
-        for name, arrays in dense.items():
-            arrays.append(getattr(document, name))
-    offsets = _offsets([len(document.input_ids) for document in documents])
+        turns = sorted(document.verdicts)
+        verdicts = [int(document.verdicts[turn]) for turn in turns]
+        ids, roles, parts, flags, messages = (np.ascontiguousarray(getattr(document, name)) for name, _ in _DENSE)
+        self.core.add(ids, roles, parts, flags, messages, turns, verdicts)
+        self._others[len(self._places)] = document
+        self._places.append((document.source, document.row))
 
-    def joined(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
-        return np.concatenate([np.empty(0, dtype), *dense[name]])
+    def add_usual(self, source: int, row: int) -> None:
+        """A document of one conversation, whole and without weights, whose tokens `core` has already."""
+        self._places.append((source, row))
 
-    runs = _core.encode_runs(
-        joined("role_ids", np.uint8),
-        joined("part_ids", np.uint8),
-        joined("flags", np.uint8),
-        joined("message_ids", np.int32),
-        offsets,
-    )
-    packed = packed_runs(runs.run_ends, runs.run_roles, runs.run_parts, runs.run_flags, runs.run_messages)
-    weights = [[] if document.weights is None else _exceptions(document).tolist() for document in documents]
-    verdicts = [sorted((turn, int(verdict)) for turn, verdict in document.verdicts.items()) for document in documents]
-    facts = np.zeros(len(documents), DOCUMENT_DTYPE)
-    for name, missing in NULLS.items():
-        facts[name] = missing
-    for name in _SCALARS:
-        values = [getattr(document, name) for document in documents]
-        if name in NULLS:
-            values = [NULLS[name] if value is None else value for value in values]
-        facts[name] = np.array(values, DOCUMENT_DTYPE[name])
-    columns = {
-        "input_ids": list_array(offsets, plain_array(joined("input_ids", np.int32)), large=True),
-        "runs": list_array(runs.run_offsets, struct_array(packed, RUN), large=True),
-        "weights": _ragged(weights, WEIGHT_DTYPE, WEIGHT),
-        "verdicts": _ragged(verdicts, VERDICT_DTYPE, VERDICT),
-        **{name: column_array(facts[name], DOCUMENT_SCHEMA.field(name)) for name in _SCALARS},
-    }
-    return pa.Table.from_arrays([columns[name] for name in DOCUMENT_SCHEMA.names], schema=DOCUMENT_SCHEMA)
+    def take(self) -> pa.Table:
+        """The table of DOCUMENT_SCHEMA of all of them; none is left."""
+        places, others = self._places, self._others
+        self._places, self._others = [], {}
+        ids, roles, parts, flags, messages, offsets, turns, verdicts, verdict_offsets = self.core.take()
+        if len(offsets) != len(places) + 1:
+            raise ValueError(f"{len(offsets) - 1} documents have tokens, and {len(places)} a place")
+        runs = _core.encode_runs(roles, parts, flags, messages, offsets)
+        facts = np.zeros(len(places), DOCUMENT_DTYPE)
+        for name, missing in NULLS.items():
+            facts[name] = missing
+        facts["source"] = np.array([source for source, _ in places], DOCUMENT_DTYPE["source"])
+        facts["row"] = np.array([row for _, row in places], DOCUMENT_DTYPE["row"])
+        facts["turn"] = -1
+        numbers = list(others)
+        for name in _SCALARS[2:] if others else ():
+            values = [getattr(document, name) for document in others.values()]
+            if name in NULLS:
+                values = [NULLS[name] if value is None else value for value in values]
+            facts[name][numbers] = np.array(values, DOCUMENT_DTYPE[name])
+        weights: list[list[Any]] = [[] for _ in places]
+        for number, document in others.items():
+            if document.weights is not None:
+                weights[number] = _exceptions(document).tolist()
+        judged = np.zeros(len(turns), VERDICT_DTYPE)
+        judged["message"], judged["verdict"] = turns, verdicts
+        exceptions = np.array(list(itertools.chain.from_iterable(weights)), WEIGHT_DTYPE)
+        return table_of(
+            input_ids=(ids, offsets),
+            runs=(packed_runs(runs.run_ends, runs.run_roles, runs.run_parts, runs.run_flags, runs.run_messages),
+                  runs.run_offsets),
+            weights=(exceptions, _offsets([len(group) for group in weights])),
+            verdicts=(judged, verdict_offsets),
+            facts=facts,
+        )  # fmt: skip
 
 
 def with_pairs(table: pa.Table, pairs: Int64 | None) -> pa.Table:
@@ -310,11 +339,6 @@ def _exceptions(document: Document) -> Structs:
     ranges["weight"] = document.weights[ranges["start"]]
     exceptions: Structs = ranges[ranges["weight"] != 1]
     return exceptions
-
-
-def _ragged(groups: Sequence[list[Any]], dtype: np.dtype[np.void], arrow: pa.StructType) -> pa.Array:
-    values = np.array(list(itertools.chain.from_iterable(groups)), dtype)
-    return list_array(_offsets([len(group) for group in groups]), struct_array(values, arrow))
 
 
 def _offsets(lengths: Sequence[int] | Int64) -> Int64:

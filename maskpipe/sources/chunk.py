@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -15,6 +15,13 @@ from maskpipe.sources.cells import json_values
 from maskpipe.strict_json import parse
 
 Judge = Callable[[int, int], RecordError | None]
+
+
+class Drafted(NamedTuple):
+    """A record that `reader` of Chunk.records took instead of having it parsed."""
+
+    made: Any
+    text: bytes
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,14 @@ class Chunk:
     lines: list[int] = field(default_factory=list, compare=False, repr=False)
     """Filled by place(): 1-based line number of each record."""
 
-    def records(self, judge: Judge | None = None) -> Iterator[tuple[int, Any]]:
+    def records(
+        self, judge: Judge | None = None, reader: Callable[[bytes], Any | None] | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """(row, record) in order; a record that cannot be read is a RecordError instead, and the others follow.
 
         `judge` is asked with (row, bytes of the record) before each record is parsed; what it returns takes its place.
+        `reader` is asked with each JSON text: what it makes of that comes as a Drafted; the text is parsed where that
+        is None.
         """
         self.counts.clear()
         judge = judge or _accept
@@ -74,7 +85,11 @@ class Chunk:
             for row, text in enumerate(self._texts(), self.first_row):
                 try:
                     refused = judge(row, len(text))
-                    yield row, parse(text) if refused is None else refused
+                    if refused is not None:
+                        yield row, refused
+                        continue
+                    made = None if reader is None else reader(text)
+                    yield row, parse(text) if made is None else Drafted(made, text)
                 except RecordError as error:
                     yield row, RecordError(f"{self.place(row)}: {error}", reason=error.reason)
 

@@ -335,6 +335,11 @@ class Engine:
         if os.environ.get(ENGINE, "") != "python":
             self._program = compiled(self._tracking_environment, source, self.special_tokens)
 
+    @property
+    def program(self) -> _core.TemplateProgram | None:
+        """The template for the core; None where that has nothing to do."""
+        return self._program
+
     def plain(
         self,
         messages: Sequence[Mapping[str, Any]],

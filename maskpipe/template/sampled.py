@@ -168,12 +168,7 @@ class Sampling:
         for any other one, and where the core did not render. TemplateError as Engine.trace."""
         if whole.core is None:
             return None
-        of_core = self._of_core.get(id(habits))
-        if of_core is None:
-            finals = [token for token in (*habits.stops_last, *self.stop_tokens) if token]
-            middles = [token for token in habits.stops_middle if token]
-            of_core = _OfCore(_core.TurnHabits(habits.header.strip(), finals, middles, habits.empty_reasoning), {})
-            self._of_core[id(habits)] = of_core
+        of_core = self.in_core(habits)
         is_last = index == len(wrapped.raw["messages"]) - 1
         found = whole.core.usual_turn(index, of_core.habits, COMPARED_ONE_IN)
         if found is False:  # the Python tracker has to make these renders too
@@ -193,12 +188,24 @@ class Sampling:
                 if len(of_core.stops) >= _REMEMBERED_TEXTS:
                     of_core.stops.clear()
                 of_core.stops[key] = known
+                usual = None if known[1] else known[0]
+                of_core.habits.remember(is_last, *found[3:], usual, _REMEMBERED_TEXTS)
         place, reason = known
         if place is None or reason:
             return None
         stop = (own_end + place[0], own_end + place[1])
         empty = (start, start + supplied) if supplied else None
         return Turn(index, Verdict.EXACT, start, stop[1], stop, empty, start)
+
+    def in_core(self, habits: Habits) -> _OfCore:
+        """The habits as the core takes them; of `self.habits`, all of which are kept."""
+        of_core = self._of_core.get(id(habits))
+        if of_core is None:
+            finals = [token for token in (*habits.stops_last, *self.stop_tokens) if token]
+            middles = [token for token in habits.stops_middle if token]
+            of_core = _OfCore(_core.TurnHabits(habits.header.strip(), finals, middles, habits.empty_reasoning), {})
+            self._of_core[id(habits)] = of_core
+        return of_core
 
     def own_document(self, wrapped: Wrapped, index: int) -> tuple[Trace | None, Turn]:
         """The turn alone: P followed by its sampled tail as the template writes it when that turn is last.
