@@ -211,14 +211,16 @@ class Run {
     loop->entries = &entries_of(loop->over, loop->made);
     const std::vector<Value>& entries = *loop->entries;
     const std::int64_t loop_slot = node.numbers[0];
+    bool went_through = false;  // Jinja2's `else` also comes where `break` or `continue` ended every turn
     for (std::size_t k = 0; k < entries.size(); ++k) {
       loop->at = k;
       if (loop_slot >= 0) slot(0, loop_slot) = state;
       assign(*node.kids[0], entries[k]);
-      if (exec(*node.kids[2]) == Flow::stop) break;
+      const Flow flow = exec(*node.kids[2]);
+      if (flow == Flow::stop) break;
+      went_through = went_through || flow == Flow::on;
     }
-    if (entries.empty()) return exec(*node.kids[3]);
-    return Flow::on;
+    return went_through ? Flow::on : exec(*node.kids[3]);
   }
 
   void assign(const Node& target, const Value& value) {
@@ -776,7 +778,7 @@ class Run {
     if (name == U"replace" && count == 2) {
       return replace(to_text(value), text_of(to_text(arguments[0])), to_text(arguments[1]), -1);
     }
-    if ((name == U"selectattr" || name == U"rejectattr") && count <= 3) return selected(name, value, arguments);
+    if ((name == U"selectattr" || name == U"rejectattr") && count >= 1 && count <= 3) return selected(name, value, arguments);
     if (name == U"map" && count == 1) {
       // the name of a filter without arguments
       const std::u32string& inner = text_of(arguments[0]).chars;

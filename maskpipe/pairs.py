@@ -173,7 +173,8 @@ def _first_of_answer(document: Document) -> int:
 
 def fit_pair(documents: Sequence[Document], recipe: Recipe, out: Encoded) -> list[Document]:
     """The documents of a pair, fitted to one sequence as the recipe wants it; cut tokens are counted in `out`.
-    RecordError too_long where that cannot be; then all its tokens are counted as dropped."""
+    RecordError too_long where that cannot be, collapsed where what is left of both sides is the same; then all its
+    tokens are counted as dropped."""
     limit, size = recipe.sequence_length, sum(map(len, documents))
     if size <= limit:
         return list(documents)
@@ -185,6 +186,13 @@ def fit_pair(documents: Sequence[Document], recipe: Recipe, out: Encoded) -> lis
             cut = [own[min(turns, len(own)) - 1] for own in ends]
             sides = [slice_document(side, 0, end) for side, end in zip((chosen, rejected), cut, strict=True)]
             if sum(cut) <= room and all(map(count_loss, sides)):
+                if np.array_equal(sides[0].input_ids, sides[1].input_ids):
+                    out.counts[REFUSED] += size
+                    raise RecordError(
+                        f"chosen and rejected are the same tokens in the {limit:,} that a sequence holds: they differ "
+                        "in later turns; raise --sequence-length",
+                        reason="collapsed",
+                    )
                 out.counts["documents_truncated"] += sum(
                     len(whole) > len(side) for whole, side in zip((chosen, rejected), sides, strict=True)
                 )

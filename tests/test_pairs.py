@@ -167,6 +167,20 @@ def test_x03_x04_x05_both_sides_are_cut_alike_for_every_length() -> None:
     assert len(seen) >= 4 and seen["refused"]
 
 
+@pytest.mark.parametrize("layout", ["separate", "shared_prompt"])
+def test_a_pair_whose_sides_are_the_same_once_they_are_cut_is_refused(layout: Any) -> None:
+    recipe = PREFERENCE.replace(pair_layout=layout, on_content_lost="count")
+    sides = [[assistant("same", name=name), user("go on"), assistant(f"then {name}")] for name in ("one", "other")]
+    whole = documents_of(pair([user("q")], *sides), recipe)
+    assert len(whole) == (2 if layout == "separate" else 3)
+    for less in range(1, sum(map(len, whole))):
+        out = Encoded()
+        with pytest.raises(RecordError) as caught:
+            fit_pair(whole, recipe.replace(sequence_length=sum(map(len, whole)) - less), out)
+        assert caught.value.reason in ("collapsed", "too_long") and sum(out.counts.values()) == sum(map(len, whole))
+        assert less > 1 or caught.value.reason == "collapsed"
+
+
 @pytest.mark.parametrize(("method", "reason"), [("refuse", "too_long"), ("drop", "too_long"), ("truncate", "too_long")])
 def test_a_pair_of_one_turn_each_is_whole_or_refused(method: Any, reason: str) -> None:
     long = pair([user("q")], [assistant("word " * 40)], [assistant("no")])

@@ -117,6 +117,27 @@ def test_it_renders_pieces_of_templates_as_the_tracker_does(
     differences(engine, Chat(messages))
 
 
+SEARCH = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% WORD %}{% endif %}<{{ m.content }}>{% else %}none{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("word", ["break", "continue"])
+def test_a_loop_that_went_through_no_turn_has_its_else_as_in_jinja2(word: str) -> None:
+    engine = Engine(SEARCH.replace("WORD", word), special_tokens={})
+    for number in range(10):  # until every node but those of `else` is settled
+        assert engine.trace(wrap([user(f"{number}"), assistant("A")])).text == f"<{number}>"
+    wrapped = wrap([assistant("A"), user("later")])
+    assert engine.trace(wrapped).text == engine.plain(wrapped.raw["messages"])
+    assert differences(engine, Chat([assistant("A"), user("later"), assistant("B")]))["same"]
+
+
+def test_a_filter_without_its_argument_is_left_to_python() -> None:
+    engine = Engine("{{ messages | selectattr() | list | length }}", special_tokens={})
+    with pytest.raises(TemplateError):
+        engine.trace(wrap([{"role": "user", "content": "Hi"}]))
+
+
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
