@@ -778,7 +778,9 @@ class Run {
     if (name == U"replace" && count == 2) {
       return replace(to_text(value), text_of(to_text(arguments[0])), to_text(arguments[1]), -1);
     }
-    if ((name == U"selectattr" || name == U"rejectattr") && count >= 1 && count <= 3) return selected(name, value, arguments);
+    if ((name == U"selectattr" || name == U"rejectattr") && count >= 1 && count <= 3) {
+      return selected(name, value, arguments);
+    }
     if (name == U"map" && count == 1) {
       // the name of a filter without arguments
       const std::u32string& inner = text_of(arguments[0]).chars;

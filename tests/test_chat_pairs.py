@@ -309,3 +309,20 @@ def test_real_pairs_go_through_or_are_refused_by_name(shared_data: Path) -> None
                     counts.update("pairs" if len(unit) == 2 else "labels" for unit in read.units())
         print(f"{pattern:45} {dict(counts)}")
         assert counts == expected, pattern
+
+
+@pytest.mark.parametrize(("one", "other"), [({"n": 1}, {"n": True}), ({"n": 1}, {"n": 1.0})])
+def test_answers_that_a_template_shows_otherwise_are_no_part_of_the_common_prompt(one: Any, other: Any) -> None:
+    def call(arguments: Any) -> dict[str, Any]:
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}],
+        }
+
+    result = {"role": "tool", "content": "ok"}
+    record = {"prompt": [HI], "chosen": [call(one), result, YES], "rejected": [call(other), result, NO], "tools": TOOLS}
+    again = {**record, "rejected": [call(dict(one)), result, NO]}
+    assert [side.side.prompt for side in sides(record) if side.side] == [1, 1]
+    assert [side.side.prompt for side in sides(again) if side.side] == [3, 3]
+    assert len(sides({"prompt": [HI], "chosen": [call(one)], "rejected": [call(other)], "tools": TOOLS})) == 2

@@ -118,7 +118,8 @@ def test_it_renders_pieces_of_templates_as_the_tracker_does(
 
 
 SEARCH = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}{% WORD %}{% endif %}<{{ m.content }}>{% else %}none{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% WORD %}{% endif %}"
+    "<{{ m.content }}>{% else %}none{% endfor %}"
 )
 
 

@@ -15,6 +15,7 @@ per side (score_chosen, chosen_score, chosen_rating, …) is kept; a margin is t
 
 from __future__ import annotations
 
+import json
 import math
 
 from maskpipe.chat import anthropic, transcripts
@@ -49,7 +50,7 @@ def paired(chosen: Chat, rejected: Chat, scores: tuple[float | None, float | Non
     """Both chats with their sides. RecordError where they are no pair: they say the same (collapsed), one has no answer
     (empty_side), nothing is common (no_common_prompt), or they differ before an answer begins (prompts_differ)."""
     a, b = chosen.messages, rejected.messages
-    common = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    common = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if not _is_same(x, y)), min(len(a), len(b)))
     if len(a) == len(b) == common:
         raise RecordError("chosen and rejected say the same, so nothing is preferred", reason="collapsed")
     for name, messages in (("chosen", a), ("rejected", b)):
@@ -72,6 +73,15 @@ def paired(chosen: Chat, rejected: Chat, scores: tuple[float | None, float | Non
     chosen.side = Side(common, Branch.CHOSEN, scores[0])
     rejected.side = Side(common, Branch.REJECTED, scores[1])
     return chosen, rejected
+
+
+def _is_same(one: dict[str, Json], other: dict[str, Json]) -> bool:
+    """Do two messages say the same? Python takes 1, 1.0 and true for equal, and a template shows them otherwise."""
+    return one == other and all(isinstance(one[key], str) or _json(one[key]) == _json(other[key]) for key in one)
+
+
+def _json(value: Json) -> str:
+    return json.dumps(value, sort_keys=True, default=repr)
 
 
 def says_something(message: dict[str, Json]) -> bool:
