@@ -131,15 +131,26 @@ def prepared(options: argparse.Namespace, backend: str, workers: int) -> dict[st
 
 
 def turns(options: argparse.Namespace) -> dict[str, Any]:
-    """Processor seconds of one chat of 100 and of 200 turns, from the Conversation to its documents: all of it, and
-    without rendering. Rendering is what the template itself runs and prints: in the core, which compares what it prints
-    with the text that it must begin, in Python, and the proof of one by the other; not what is done with renders."""
+    """Processor seconds of one chat of 100 and of 200 turns, from the Conversation to its documents: without
+    rendering, all of it, and without rendering and what the tokenizers library takes for the ids of its one text.
+    Rendering is what the template itself runs and prints: in the core, which compares what it prints with the text that
+    it must begin, in Python, and the proof of one by the other; not what is done with renders."""
     from maskpipe.chat import Conversation
     from maskpipe.job import encoder_of
 
     encoder = encoder_of(options.tokenizer)
     engine = encoder.template.engine
-    inside, depth = 0.0, 0
+    inside, depth, tokenizing = 0.0, 0, 0.0
+    ids_of = encoder.ids
+
+    def ids(texts: list[str]) -> Any:
+        nonlocal tokenizing
+        begun = time.process_time()
+        out = ids_of(texts)
+        tokenizing += time.process_time() - begun
+        return out
+
+    encoder.ids = ids  # type: ignore[method-assign]
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
@@ -160,16 +171,17 @@ def turns(options: argparse.Namespace) -> dict[str, Any]:
     engine._program.timed(True)
     words = "The answer to the question is not hard to find when one looks at it from the other side. " * 4
 
-    def cost(count: int) -> tuple[float, float]:
-        nonlocal inside
+    def cost(count: int) -> tuple[float, float, float]:
+        nonlocal inside, tokenizing
         chat = [
             {"role": role, "content": f"{number} {words}"} for number in range(count) for role in ("user", "assistant")
         ]
-        inside, begun = 0.0, time.process_time()
         engine._program.timed(True)
+        inside, tokenizing, begun = 0.0, 0.0, time.process_time()
         encoder.encode(Conversation(chat))
         all_of_it = time.process_time() - begun
-        return all_of_it - inside - engine._program.timed(True), all_of_it
+        without = all_of_it - inside - engine._program.timed(True)
+        return without, all_of_it, without - tokenizing
 
     cost(10)
     rounds = [(cost(100), cost(200)) for _ in range(9)]
@@ -179,6 +191,8 @@ def turns(options: argparse.Namespace) -> dict[str, Any]:
         "two_hundred": min(many[0]),
         "hundred_with_rendering": min(few[1]),
         "two_hundred_with_rendering": min(many[1]),
+        "hundred_without_ids": min(few[2]),
+        "two_hundred_without_ids": min(many[2]),
     }
 
 
