@@ -435,7 +435,7 @@ def test_control_c_is_130_and_leaves_what_is_finished(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out.partial/commits/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("out.partial/commits/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
