@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from maskpipe.shards.format import (
     REJECTS,
     RUN_FILE,
 )
-from maskpipe.sources import Sources
+from maskpipe.sources import Sources, open_sources
 from maskpipe.template.spans import read_template
 from maskpipe.tokenizer import Tokenizer
 
@@ -44,6 +46,36 @@ def resolve(recipe: Recipe | None, tokenizer: Tokenizer | str | Path) -> tuple[R
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer)
     return recipe, tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One preparation, by all that decides its bytes."""
+
+    recipe: Recipe
+    """Says nothing of who computes the ids: that is no part of what the dataset is."""
+    backend: str
+    """Who was asked to."""
+    tokenizer: Tokenizer
+    sources: Sources
+    identity: dict[str, Any]
+    name: str
+    """SHA-256 of the identity."""
+
+    @property
+    def worker_recipe(self) -> Recipe:
+        """With who was asked to compute the ids."""
+        return self.recipe.replace(tokenizer_backend=self.backend)
+
+
+def describe(source: Any, tokenizer: Tokenizer | str | Path, recipe: Recipe | None, split: str | None) -> Job:
+    """The job that `prepare` and its ranks are asked for; opens the sources, reads nothing of them."""
+    asked, tokenizer = resolve(recipe, tokenizer)
+    recipe = asked.replace(tokenizer_backend="auto")
+    sources = open_sources(source, recipe, split=split)
+    identity = identify(recipe, tokenizer, sources, split)
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Job(recipe, asked.tokenizer_backend, tokenizer, sources, identity, name)
 
 
 def encoder_of(tokenizer: Tokenizer | str | Path, recipe: Recipe | None = None) -> Encoder:

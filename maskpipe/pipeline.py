@@ -16,7 +16,6 @@ results are taken in the order of the chunks. What grows with the input is on th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -35,11 +34,10 @@ from maskpipe.findings import Finding
 from maskpipe.guard import Limits
 from maskpipe.job import (
     TEMPLATE,
-    identify,
+    describe,
     is_published,
     published_manifests,
     published_names,
-    resolve,
     stopped,
     versions,
 )
@@ -67,7 +65,7 @@ from maskpipe.shards.format import (
 )
 from maskpipe.shards.manifest import Manifest, ShardRecord, Source, json_lines
 from maskpipe.shards.writer import publish
-from maskpipe.sources import Sources, open_sources
+from maskpipe.sources import Sources
 from maskpipe.tasks import (
     FitTask,
     find_write,
@@ -124,20 +122,16 @@ def prepare(
     stays in `out`.partial for the next run of the same preparation.
     """
     begun = time.monotonic()
-    recipe, tokenizer = resolve(recipe, tokenizer)
-    asked = recipe.tokenizer_backend
-    recipe = recipe.replace(tokenizer_backend="auto")  # who computes the ids is no part of what the dataset is
     final = Path(os.path.abspath(out))
     if not is_published(final):
         refuse_taken(out)
-    sources = open_sources(source, recipe, split=split)
-    identity = identify(recipe, tokenizer, sources, split)
-    job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    asked = describe(source, tokenizer, recipe, split)
+    recipe, tokenizer, sources, job = asked.recipe, asked.tokenizer, asked.sources, asked.name
     if is_published(final):
         return _finished(final, out, job, begun)
-    partial = claim(final, job, identity, published_names(tokenizer, recipe))
+    partial = claim(final, job, asked.identity, published_names(tokenizer, recipe))
     try:
-        with Pool(count_workers(workers), tokenizer, recipe.replace(tokenizer_backend=asked), limits) as pool:
+        with Pool(count_workers(workers), tokenizer, asked.worker_recipe, limits) as pool:
             findings = [Finding(*pair) for _, found in pool.run("fit", run_fit, [FitTask()]) for pair in found]
             tally = Tally()
             chunks, backend = settle_backend(pool, sources.chunks())

@@ -10,9 +10,7 @@ rank that dies costs its unfinished chunks: run it again, or let the last comman
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import time
 from collections import Counter
@@ -23,12 +21,11 @@ from typing import Any
 from maskpipe import summary
 from maskpipe.errors import MaskpipeError, UsageError
 from maskpipe.guard import Limits
-from maskpipe.job import identify, published_names, resolve
+from maskpipe.job import describe, published_names
 from maskpipe.mapping import Progress, Tally, map_chunks, settle_backend
 from maskpipe.partial import join, refuse_taken
 from maskpipe.pool import Pool, count_workers
 from maskpipe.recipe import Recipe
-from maskpipe.sources import open_sources
 from maskpipe.tokenizer import Tokenizer
 
 
@@ -76,21 +73,16 @@ def prepare_share(
     if not 0 <= rank < world_size:
         raise UsageError(f"rank must be at least 0 and below the number of ranks; got rank {rank} of {world_size}")
     begun = time.monotonic()
-    recipe, tokenizer = resolve(recipe, tokenizer)
-    asked = recipe.tokenizer_backend
-    recipe = recipe.replace(tokenizer_backend="auto")
     refuse_taken(out)
+    job = describe(source, tokenizer, recipe, split)
     final = Path(os.path.abspath(out))
-    sources = open_sources(source, recipe, split=split)
-    identity = identify(recipe, tokenizer, sources, split)
-    job = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    partial = join(final, job, identity, published_names(tokenizer, recipe))
+    partial = join(final, job.name, job.identity, published_names(job.tokenizer, job.recipe))
     tally = Tally()
     try:
-        with Pool(count_workers(workers), tokenizer, recipe.replace(tokenizer_backend=asked), limits) as pool:
-            chunks, backend = settle_backend(pool, sources.chunks())
+        with Pool(count_workers(workers), job.tokenizer, job.worker_recipe, limits) as pool:
+            chunks, backend = settle_backend(pool, job.sources.chunks())
             own = itertools.islice(chunks, rank, None, world_size)
-            map_chunks(pool, sources, own, backend, partial, job, proof, tally, progress)
+            map_chunks(pool, job.sources, own, backend, partial, job.name, proof, tally, progress)
             found = pool.found["map"]
     except OSError as error:
         if isinstance(error, MaskpipeError):
