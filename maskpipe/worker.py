@@ -65,6 +65,7 @@ def work(
         except Exception as error:
             answer = {"error": _described(error)}
         guard.end()
+        gc.collect()  # few objects of the core hold much, so a count of objects would come to them late
         try:
             connection.send_bytes(json.dumps(answer).encode())
         except OSError:
