@@ -132,3 +132,20 @@ def test_shortcuts_render_every_template_of_the_corpus_as_stock_jinja_does(share
     compared = sum(differences(entry.template.engine) for entry in chat_templates(shared_data))
     print(f"{compared:,} renders are the same")
     assert compared > 16_000
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        "'a' | center(99999999)",
+        "'a' | indent(width=99999999)",
+        "[1] | slice(99999999) | list",
+        "[1] | batch(99999999, 0) | list",
+        "'a' * 99999999",
+    ],
+)
+def test_a_number_in_a_template_does_not_fill_the_memory(probe: str) -> None:
+    engine = Engine("{{ " + probe + " }}", special_tokens={})
+    for render in (lambda: engine.plain([]), lambda: engine.trace(wrap([])).text):
+        with pytest.raises(TemplateError, match="would make"):
+            render()

@@ -7,6 +7,8 @@ its figures. The hermetic tests hold the same on templates of our own.
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ import pytest
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role
 from maskpipe.template import ChatTemplate
-from maskpipe.template.render import Engine, wrap
+from maskpipe.template.render import ENGINE, Engine, wrap
 from maskpipe.template.shadow import prove
 from maskpipe.template.spans import spans_of
 from tests.conversations import CHATS, DOCUMENTS, TOOLS, Chat, assistant, call, tool, user
@@ -327,3 +329,23 @@ def test_entries_of_the_corpus_are_hashable_sources() -> None:
     one, other = Entry("a", "{{ bos_token }}", "<s>", "</s>"), Entry("a", "{{ bos_token }}", "<b>", "</s>")
     assert one.template.render([]).text == "<s>"
     assert other.template.render([]).text == "<b>"
+
+
+@pytest.mark.parametrize("engine", ["core", "python"])
+def test_a_rendered_conversation_is_freed_without_the_collector(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker renders millions of them: in a cycle each would stay, with its texts, until a collection."""
+    if engine == "python":
+        monkeypatch.setenv(ENGINE, "python")
+    template = ChatTemplate("{% for m in messages %}{{ m | tojson(indent=1) }}{{ m.content }}{% endfor %}")
+    gc.disable()
+    try:
+        wrapped = wrap([user("a"), assistant("b")])
+        for count in (1, 2):
+            trace = template.engine.trace(wrapped, count)
+            assert (trace.core is None) is (engine == "python")
+            assert trace.leaves and trace.roles and trace.layout.data
+        seen = [weakref.ref(wrapped), weakref.ref(wrapped.values), weakref.ref(trace)]
+        del wrapped, trace
+        assert [one() for one in seen] == [None, None, None]
+    finally:
+        gc.enable()

@@ -646,50 +646,59 @@ def to_json(
     """`json.dumps` with transformers' defaults that keeps origins: the `tojson` filter of chat templates."""
     if not has_origin(value):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    item_separator, key_separator = separators or ((",", ": ") if indent is not None else (", ", ": "))
-    step = " " * indent if isinstance(indent, int) else indent
+    return concat(_JsonWriter(ensure_ascii, indent, separators, sort_keys).write(value, 0))
 
-    escapes = _JSON_ASCII_ESCAPES if ensure_ascii else _JSON_ESCAPES
 
-    def escape(text: str) -> str:
-        return json.dumps(text, ensure_ascii=ensure_ascii)[1:-1]
+class _JsonWriter:
+    """What `json.dumps` writes under these options, in pieces that keep origins."""
 
-    def scalar(value: Any) -> str:
-        if isinstance(value, Tracked):
-            return concat(('"', _escaped(value, escape(plain(value)), escapes, escape), '"'))
-        if isinstance(value, TrackedBool):
-            return track("true" if value else "false", value._origin)
-        if isinstance(value, TrackedInt | TrackedFloat):
-            return track(json.dumps(value), value._origin)
-        return json.dumps(value, ensure_ascii=ensure_ascii)
+    def __init__(self, ensure_ascii: bool, indent: Any, separators: Any, sort_keys: bool) -> None:
+        self._ensure_ascii = ensure_ascii
+        self._escapes = _JSON_ASCII_ESCAPES if ensure_ascii else _JSON_ESCAPES
+        usual = (",", ": ") if indent is not None else (", ", ": ")
+        self._item_separator: str
+        self._key_separator: str
+        self._item_separator, self._key_separator = separators or usual
+        self._step = " " * indent if isinstance(indent, int) else indent
+        self._sort_keys = sort_keys
 
-    def key_text(key: Any) -> str:
-        if isinstance(key, Tracked):
-            return scalar(key)
-        if isinstance(key, str):
-            return json.dumps(key, ensure_ascii=ensure_ascii)
-        return json.dumps({key: 0}).rpartition(": 0")[0][1:]  # json's own spelling of numbers, booleans, null as keys
-
-    def write(value: Any, level: int) -> Iterator[str]:
+    def write(self, value: Any, level: int) -> Iterator[str]:
         if not isinstance(value, dict | list | tuple) or not value:
-            yield scalar(value)
+            yield self._scalar(value)
             return
         opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
-        line = "" if step is None else "\n" + step * (level + 1)
+        line = "" if self._step is None else "\n" + self._step * (level + 1)
         yield opening
         entries: list[tuple[Any, Any]] = (
             list(value.items()) if isinstance(value, dict) else [(None, entry) for entry in value]
         )
-        if isinstance(value, dict) and sort_keys:
+        if isinstance(value, dict) and self._sort_keys:
             entries.sort(key=lambda entry: entry[0])
         for number, (key, entry) in enumerate(entries):
-            yield (item_separator if number else "") + line
+            yield (self._item_separator if number else "") + line
             if isinstance(value, dict):
-                yield key_text(key)
-                yield key_separator
-            yield from write(entry, level + 1)
-        if step is not None:
-            yield "\n" + step * level
+                yield self._key(key)
+                yield self._key_separator
+            yield from self.write(entry, level + 1)
+        if self._step is not None:
+            yield "\n" + self._step * level
         yield closing
 
-    return concat(write(value, 0))
+    def _scalar(self, value: Any) -> str:
+        if isinstance(value, Tracked):
+            return concat(('"', _escaped(value, self._escape(plain(value)), self._escapes, self._escape), '"'))
+        if isinstance(value, TrackedBool):
+            return track("true" if value else "false", value._origin)
+        if isinstance(value, TrackedInt | TrackedFloat):
+            return track(json.dumps(value), value._origin)
+        return json.dumps(value, ensure_ascii=self._ensure_ascii)
+
+    def _key(self, key: Any) -> str:
+        if isinstance(key, Tracked):
+            return self._scalar(key)
+        if isinstance(key, str):
+            return json.dumps(key, ensure_ascii=self._ensure_ascii)
+        return json.dumps({key: 0}).rpartition(": 0")[0][1:]  # json's own spelling of numbers, booleans, null as keys
+
+    def _escape(self, text: str) -> str:
+        return json.dumps(text, ensure_ascii=self._ensure_ascii)[1:-1]

@@ -88,11 +88,11 @@ def end_of_inline_reasoning(leaf: Leaf) -> int:
     return at + len(_INLINE_REASONING_END) if at >= 0 else 0
 
 
-class Wrapped:
-    """A conversation ready to be rendered with tracking, whole or its first messages.
+class Values:
+    """What of one conversation is shown to templates, in each form that a render wants.
 
-    `raw` is what was wrapped: messages, tools, documents and kwargs as given. The tracked values are made when they are
-    asked for: where the core renders, nobody does.
+    `raw` is what was given: messages, tools, documents and kwargs. The other forms are made when they are asked for:
+    where the core renders, nobody asks for the tracked ones.
     """
 
     def __init__(
@@ -103,8 +103,6 @@ class Wrapped:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         self.raw: dict[str, Any] = {"messages": messages, "tools": tools, "documents": documents, "kwargs": kwargs}
-        self.traces: dict[tuple[int, bool], Trace] = {}
-        """Renders made so far: (messages, with generation prompt) → Trace. Turns of one conversation share them."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in _MADE:
@@ -160,12 +158,40 @@ class Wrapped:
         self.input = _core.TemplateInput(*self.raw.values())
 
 
-_MADE: dict[str, Callable[[Wrapped], None]] = {
-    **dict.fromkeys(("messages", "numbers", "tools", "documents", "kwargs", "leaves"), Wrapped._make_tracked),
-    "roles": Wrapped._make_roles,
-    "shown": Wrapped._make_shown,
-    "input": Wrapped._make_input,
+_MADE: dict[str, Callable[[Values], None]] = {
+    **dict.fromkeys(("messages", "numbers", "tools", "documents", "kwargs", "leaves"), Values._make_tracked),
+    "roles": Values._make_roles,
+    "shown": Values._make_shown,
+    "input": Values._make_input,
 }
+
+
+class Wrapped:
+    """A conversation ready to be rendered with tracking, whole or its first messages, and its renders so far.
+
+    These refer to the values, not to this: reference counts free a conversation, without a wait for the collector.
+    """
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+        self.traces: dict[tuple[int, bool], Trace] = {}
+        """(messages, with generation prompt) → Trace. Turns of one conversation share them."""
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        return self.values.raw
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return self.values.kwargs
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        return self.values.leaves
+
+    @property
+    def input(self) -> _core.TemplateInput:
+        return self.values.input
 
 
 @dataclass(frozen=True)
@@ -219,9 +245,9 @@ class CoreTrace(Trace):
     """A Trace that the core made; what Python wants of it is made when it is asked for."""
 
     @staticmethod
-    def of(core: _core.Shown, wrapped: Wrapped) -> CoreTrace:
+    def of(core: _core.Shown, values: Values) -> CoreTrace:
         trace = object.__new__(CoreTrace)
-        trace.__dict__.update(core=core, _wrapped=wrapped)
+        trace.__dict__.update(core=core, _values=values)
         return trace
 
     def __getattr__(self, name: str) -> Any:
@@ -233,11 +259,11 @@ class CoreTrace(Trace):
         elif name == "origins":
             made = self.core.origins()
         elif name == "leaves":
-            made = self._wrapped.leaves
+            made = self._values.leaves
         elif name == "reprs":
             made = [(message, NULL_PRINTED) for message in self.core.nulls()]
         elif name == "roles":
-            made = self._wrapped.roles
+            made = self._values.roles
         else:
             raise AttributeError(name)
         self.__dict__[name] = made
@@ -376,7 +402,7 @@ class Engine:
         variables = {
             **self.special_tokens,
             **(raw["kwargs"] or {}),
-            "messages": wrapped.shown[:count],
+            "messages": wrapped.values.shown[:count],
             "tools": raw["tools"],
             "documents": raw["documents"],
             "add_generation_prompt": add_generation_prompt,
@@ -431,19 +457,19 @@ class Engine:
     def _trace(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> Trace:
         shown = self.core(wrapped, count, add_generation_prompt)
         if shown is not None:
-            return CoreTrace.of(shown, wrapped)
+            return CoreTrace.of(shown, wrapped.values)
         return self._tracked(wrapped, count, add_generation_prompt)
 
     def _tracked(self, wrapped: Wrapped, count: int, add_generation_prompt: bool) -> Trace:
         """A render by the Python tracker: the reference of the core."""
-        environment = self._tracking_environment
-        environment.begin(wrapped.numbers)
+        environment, values = self._tracking_environment, wrapped.values
+        environment.begin(values.numbers)
         variables = {
             **self.special_tokens,
-            **wrapped.kwargs,
-            "messages": wrapped.messages[:count],
-            "tools": wrapped.tools,
-            "documents": wrapped.documents,
+            **values.kwargs,
+            "messages": values.messages[:count],
+            "tools": values.tools,
+            "documents": values.documents,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -460,11 +486,11 @@ class Engine:
                 "constructs such as autoescape blocks"
             )
         whole = _coalesced(origins)
-        layout = _layout(whole, wrapped.leaves)
+        layout = _layout(whole, values.leaves)
         if origin.UNKNOWN in layout.literal:
-            whole = _coalesced(_with_unknown_leaf(origins, wrapped.leaves))
-            layout = _layout(whole, wrapped.leaves)
-        trace = Trace(text, whole, wrapped.leaves, environment.reprs, wrapped.roles)
+            whole = _coalesced(_with_unknown_leaf(origins, values.leaves))
+            layout = _layout(whole, values.leaves)
+        trace = Trace(text, whole, values.leaves, environment.reprs, values.roles)
         trace.__dict__["layout"] = layout  # what the cached property would find, without its lock
         return trace
 
@@ -522,7 +548,7 @@ def wrap(
     kwargs: Mapping[str, Any] | None = None,
 ) -> Wrapped:
     """Every string, number and boolean of the input becomes tracked; null and the containers stay what they are."""
-    return Wrapped(list(messages), tools, documents, kwargs)  # type: ignore[arg-type]
+    return Wrapped(Values(list(messages), tools, documents, kwargs))  # type: ignore[arg-type]
 
 
 class _Wrapper:

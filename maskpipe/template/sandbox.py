@@ -121,14 +121,16 @@ def _power(left: Any, right: Any) -> Any:
     return left**right
 
 
-def _bounded(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """center or indent, whose first argument after the text is a width."""
+_SIZED = {"center": "width", "indent": "width", "slice": "slices", "batch": "linecount"}
+"""Filter → its first argument after the value: how much it makes of whatever it is given."""
 
-    def bounded(text: Any, *args: Any, **kwargs: Any) -> Any:
-        width = args[0] if args else kwargs.get("width", 0)
-        if isinstance(width, int):
-            check_size(width)
-        return filter(text, *args, **kwargs)
+
+def _bounded(filter: Callable[..., Any], argument: str) -> Callable[..., Any]:
+    def bounded(value: Any, *args: Any, **kwargs: Any) -> Any:
+        size = args[0] if args else kwargs.get(argument, 0)
+        if isinstance(size, int):
+            check_size(size)
+        return filter(value, *args, **kwargs)
 
     return bounded
 
@@ -141,7 +143,9 @@ def set_up(environment: ImmutableSandboxedEnvironment, clock: str) -> None:
         return moment.strftime(format)
 
     environment.binop_table = {**environment.binop_table, "*": _times, "**": _power}
-    environment.filters.update({name: _bounded(environment.filters[name]) for name in ("center", "indent")})
+    environment.filters.update(
+        {name: _bounded(environment.filters[name], argument) for name, argument in _SIZED.items()}
+    )
     environment.filters["random"] = _refuse_chance
     environment.filters["tojson"] = plain_tojson
     environment.globals.update(
