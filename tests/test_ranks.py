@@ -137,13 +137,12 @@ def test_a_bad_record_stops_its_rank_and_keeps_the_others_work(tmp_path: Path, c
 def test_the_command_says_what_comes_next(tmp_path: Path, chats: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["prepare", str(chats), str(tmp_path / "out"), "--tokenizer", str(demo_data.tokenizer()),
                "--on-bad-record", "reject", "--workers", "0"]  # fmt: skip
-    assert cli._run([*command, "--rank", "0", "--world", "1"]) == 0
+    assert cli.run([*command, "--rank", "0", "--world", "1"]) == 0
     said = capsys.readouterr().out
     assert "the share of rank 0 of 1" in said and "without --rank and --world" in said and "1 not_json" in said
-    assert cli._run([*command, "--rank", "0", "--world", "1", "--format", "json"]) == 0
+    assert cli.run([*command, "--rank", "0", "--world", "1", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["found"] > 1
     assert (
-        cli._run([*command, "--rank", "0"]) == 2
-        and cli._run([*command, "--rank", "0", "--world", "1", "--dry-run"]) == 2
+        cli.run([*command, "--rank", "0"]) == 2 and cli.run([*command, "--rank", "0", "--world", "1", "--dry-run"]) == 2
     )
-    assert cli._run(command) == 0
+    assert cli.run(command) == 0
