@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "maskpipe"
 LAYERS = [
     {"errors", "findings", "_core", "proof_texts"},
     {"commit", "durable", "roles", "strict_json", "strict_yaml"},
-    {"document", "recipe", "demo_data", "vocabulary"},
-    {"chat", "policy", "added_tokens"},
+    {"document", "recipe", "demo_data"},
+    {"chat", "policy"},
     {"sources", "template", "tokenizer"},
     {"backends", "encoder", "guard", "pack", "partitions"},
     {"fit", "partial", "pool", "progress", "rules", "shards", "worker"},

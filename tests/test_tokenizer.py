@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
 from maskpipe.errors import RecordError, TokenizerError, UsageError
-from maskpipe.tokenizer import Encoding, Tokenizer, nfc_groups
+from maskpipe.tokenizer import Encoding, Tokenizer
+from maskpipe.tokenizer.nfc import nfc_groups
 from tests.made_tokenizers import CONTROL, MADE, added, config_of, from_config, library_of, made, without_added
 
 EXACT = [name for name in MADE if name not in ("word_piece", "byte_level_lower")]

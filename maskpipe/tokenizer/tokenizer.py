@@ -12,27 +12,45 @@ as the ordinary text it is, and a cut (the end of a generation prompt) is kept w
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
 from maskpipe import _core
-from maskpipe.added_tokens import AddedTokens, Occurrence, Owned, Scan
-from maskpipe.errors import RecordError, TokenizerError, UsageError
-from maskpipe.vocabulary import (
+from maskpipe.errors import TokenizerError, UsageError
+from maskpipe.tokenizer.added_tokens import AddedTokens, Occurrence, Owned, Scan
+from maskpipe.tokenizer.files import (
+    chat_template_of,
+    configured_tokens,
+    generation_stops_of,
+    parsed,
+    read,
+    settings_of,
+    special_tokens_of,
+)
+from maskpipe.tokenizer.nfc import nfc_groups
+from maskpipe.tokenizer.positions import (
+    NO_INT32,
+    NO_INT64,
+    Content,
+    Int32,
+    Int64,
+    byte_positions,
+    content_in_bytes,
+    ends_of_offsets,
+    in_characters,
+    utf8,
+)
+from maskpipe.tokenizer.stretches import ids_of, pieces_between, without_control
+from maskpipe.tokenizer.vocabulary import (
     AddedToken,
-    Config,
     Lead,
     adds_space,
     check_config,
@@ -40,46 +58,11 @@ from maskpipe.vocabulary import (
     flat_table,
     parts,
     space_mark,
-    stretch_config,
-    without_entries,
 )
 
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-
-FILES = (
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 WINDOWS_KEPT = 4096
 ORDINARY, CONTROL, ODD = range(3)
 """AddedKind of csrc/align.h."""
-NO_INT64 = np.zeros(0, np.int64)
-NO_INT32 = np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True, eq=False)
-class Content:
-    """The ranges of a text that came from data, in bytes: ascending, not overlapping, none empty."""
-
-    starts: Int64  # [ranges]
-    ends: Int64  # [ranges]
-    allowed: Sequence[frozenset[str]] | None
-    """The control tokens that each range may hold; None where none may hold any."""
-
-    def owned(self) -> Owned | None:
-        """For looking things up; None when there is no range."""
-        if not len(self.starts):
-            return None
-        allowed = self.allowed if self.allowed is not None else [frozenset()] * len(self.starts)
-        return Owned(self.starts.tolist(), self.ends.tolist(), list(allowed))
-
-
-NO_CONTENT = Content(NO_INT64, NO_INT64, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +82,6 @@ class Encoding:
     """What happened, where it happened at all: `control_tokens_neutralised`, `kept` (control tokens that content was
     allowed), `cuts`, `marks` (U+2581 in the text, taken as spaces), `nfc_rewritten` (bytes of the text that the
     normaliser rewrote), `offsets_fallback` (tokens whose span comes from the library's offsets)."""
-
-
-class Piece(NamedTuple):
-    """Text without control tokens: between two occurrences, a cut or an end; bytes."""
-
-    start: int
-    end: int
-    lead: Lead
 
 
 class Stretch(NamedTuple):
@@ -132,26 +107,7 @@ class Tokenizer:
         Only a name with a slash that is no path goes over the network, for the small files in FILES.
         UsageError when there is no such thing, TokenizerError when it cannot be used.
         """
-        path = Path(path_or_name)
-        if path.is_dir():
-            files = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
-            if "tokenizer.json" not in files:
-                raise UsageError(
-                    f"{path}: no tokenizer.json in this directory. Save a fast tokenizer there "
-                    "(`save_pretrained` writes one), or name another directory."
-                )
-            return Tokenizer(files, name=path.resolve().name)
-        if path.is_file():
-            if path.suffix != ".json":
-                raise UsageError(f"{path}: no tokenizer.json, nor a directory with one")
-            return Tokenizer({"tokenizer.json": path.read_bytes()}, name=path.resolve().parent.name)
-        name = os.fspath(path_or_name)
-        if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-            raise UsageError(
-                f"{name}: no such file or directory. Give a directory with tokenizer.json, a tokenizer.json, "
-                "or a hub name like org/name."
-            )
-        return Tokenizer(_download(name), name=name)
+        return Tokenizer(*read(path_or_name))
 
     def __init__(self, files: dict[str, bytes], name: str = "") -> None:
         """From the contents of files named as in FILES; "tokenizer.json" must be there."""
@@ -162,8 +118,7 @@ class Tokenizer:
             digest.update(f"{file}\0{len(data)}\0".encode())
             digest.update(data)
         self.fingerprint = digest.hexdigest()
-        config = check_config(self._json("tokenizer.json"), name)
-        self._config: Config = {key: config.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")}
+        config = check_config(parsed(self.files, "tokenizer.json", name), name)
         if not hasattr(tokenizers.Tokenizer, "from_str"):
             raise UsageError(
                 f"tokenizers {tokenizers.__version__} does not tell parts and added tokens of a tokenizer, with "
@@ -177,8 +132,11 @@ class Tokenizer:
             raise TokenizerError(f"{name}: the tokenizers library cannot load tokenizer.json: {error}") from None
         self._library.no_truncation()
         self._library.no_padding()
-        settings = self._settings()
-        self._add_configured(settings)
+        settings = settings_of(self.files, name)
+        missing = configured_tokens(settings, self._library.get_added_tokens_decoder().values())
+        self._has_more_tokens = bool(missing)
+        if missing:
+            self._library.add_tokens(missing)
         self._added = {
             token.content: AddedToken(
                 id, token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
@@ -192,12 +150,9 @@ class Tokenizer:
         entries = entry_bytes(config)
         self.vocab_size = max([*entries, *self.added_tokens.values()], default=-1) + 1
 
-        self._leads: dict[Lead, Any] = {}
-        self._stretches: list[tuple[tuple[Config | None, Config | None], Any]] = []
         self._windows: dict[tuple[Lead, bytes], Int32] = {}
-        self._model = self._library.model
-        self._ordinary: list[AddedToken] = []
-        self._choose_control(config)
+        self.control, self._stretches = without_control(config, self._library.model, self._added.values())
+        """Added tokens that content may not write unless it is allowed to; library tokenizers that make none."""
         self._adds_space = adds_space(config)
         self._mark = space_mark(config).encode()
         self._nfc = any(parts(config.get("normalizer"), "NFC"))
@@ -214,10 +169,22 @@ class Tokenizer:
         self._table = _core.TokenTable(*flat_table(self._bytes), control)
         rewrites = any(parts(config.get("normalizer")))
         self._scanner = AddedTokens(
-            self._scanned(), self.control, lambda lead: self._stretch(lead).normalizer if rewrites else None
+            self._scanned(), self.control, lambda lead: self._stretches.of(lead).normalizer if rewrites else None
         )
         self._prepare_plain()
-        self._read_chat_files(settings)
+        self.special_tokens = special_tokens_of(settings)
+        """Names as templates know them ("eos_token") → text; only those that are set."""
+        self.bos_token = self.special_tokens.get("bos_token", "")
+        self.eos_token = self.special_tokens.get("eos_token", "")
+        ids = [self._library.token_to_id(self.special_tokens.get(key, "")) for key in ("pad_token", "eos_token")]
+        self.pad_id: int = next((id for id in ids if id is not None), 0)
+        self.chat_template = chat_template_of(self.files, settings)
+        stops = [self.eos_token] if self.eos_token else []
+        for id in generation_stops_of(self.files, name):
+            content = self._library.id_to_token(id) if 0 <= id < self.vocab_size else None
+            if content is not None and content not in stops:
+                stops.append(content)
+        self.stop_tokens = tuple(stops)
 
     def _prepare_plain(self) -> None:
         """What the fast way needs; it is for tokenizers that look for added tokens in the raw text only."""
@@ -244,75 +211,6 @@ class Tokenizer:
             self._table, self._strings, self._string_ids, self._string_kinds, self._adds_space, self._mark
         )
 
-    # What the files say
-
-    def _json(self, file: str) -> Any:
-        try:
-            return json.loads(self.files[file])
-        except KeyError:
-            raise UsageError(f"{self.name}: there is no {file}") from None
-        except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{self.name}: {file} is no valid JSON: {error}") from error
-
-    def _settings(self) -> Config:
-        """tokenizer_config.json; special_tokens_map.json counts only where that names no added tokens."""
-        settings: Config = {}
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            if file in self.files and "added_tokens_decoder" not in settings:
-                value = self._json(file)
-                if not isinstance(value, dict):
-                    raise TokenizerError(f"{self.name}: {file} is no JSON object")
-                settings |= value
-        return settings
-
-    def _add_configured(self, settings: Config) -> None:
-        """Adds the tokens that the settings have beyond tokenizer.json, as transformers does when it loads them."""
-        known = {_flags(token) for token in self._library.get_added_tokens_decoder().values()}
-        wanted: list[tokenizers.AddedToken] = []
-        decoder = settings.get("added_tokens_decoder") or {}
-        for _, entry in sorted(decoder.items(), key=lambda item: int(item[0])):
-            token = _added_token(entry)
-            if _flags(token) not in known:
-                wanted.append(token)
-        contents = {content for content, *_ in known} | {token.content for token in wanted}
-        extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-        named = [settings[key] for key in SPECIAL_NAMES if settings.get(key)]
-        for entry in [*named, *(extra.values() if isinstance(extra, dict) else extra)]:
-            token = _added_token(entry)
-            token.special = True
-            if token.content not in contents:
-                contents.add(token.content)
-                wanted.append(token)
-        self._has_more_tokens = bool(wanted)
-        if wanted:
-            self._library.add_tokens(wanted)
-
-    def _choose_control(self, config: Config) -> None:
-        """Sets `control`: every added token, except those that are ordinary vocabulary.
-
-        Ordinary is what is not flagged special and what the model makes of the same text by itself (Gemma lists runs
-        of newlines): nothing tells such a token from plain text, so it is encoded as in any text.
-        """
-        tokens = list(self._added.values())
-        contents = [token.content for token in tokens]
-        inside = [encoded.ids for encoded in self._stretch("cut").encode_batch(contents, add_special_tokens=False)]
-        first = [encoded.ids for encoded in self._stretch("start").encode_batch(contents, add_special_tokens=False)]
-        self._ordinary = [
-            token for token, ids in zip(tokens, inside, strict=True) if ids == [token.id] and not token.special
-        ]
-        self.control = frozenset(contents) - {token.content for token in self._ordinary}
-        """Added tokens that content may not write unless it is allowed to."""
-        made = frozenset(
-            token.content
-            for token, some, others in zip(tokens, inside, first, strict=True)
-            if token.content in self.control and token.id in (*some, *others)
-        )
-        self._stretches.clear()
-        self._leads.clear()
-        if made:
-            slim = without_entries(config, made)
-            self._model = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "model": slim["model"]})).model
-
     def _scanned(self) -> list[AddedToken]:
         """The tokens that have to be located: control tokens, and ordinary ones that could hide one or swallow text."""
         characters = set("".join(self.control))
@@ -325,31 +223,6 @@ class Tokenizer:
             or token.rstrip
             or not characters.isdisjoint(token.content)
         ]
-
-    def _read_chat_files(self, settings: Config) -> None:
-        self.special_tokens = {key: _added_token(settings[key]).content for key in SPECIAL_NAMES if settings.get(key)}
-        """Names as templates know them ("eos_token") → text; only those that are set."""
-        self.bos_token = self.special_tokens.get("bos_token", "")
-        self.eos_token = self.special_tokens.get("eos_token", "")
-        ids = [self._library.token_to_id(self.special_tokens.get(key, "")) for key in ("pad_token", "eos_token")]
-        self.pad_id: int = next((id for id in ids if id is not None), 0)
-        self.chat_template: str | None = None
-        template = settings.get("chat_template")
-        if "chat_template.jinja" in self.files:
-            self.chat_template = self.files["chat_template.jinja"].decode()
-        elif isinstance(template, str):
-            self.chat_template = template
-        elif isinstance(template, list):
-            templates = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            self.chat_template = templates.get("default")
-        generation = self._json("generation_config.json") if "generation_config.json" in self.files else {}
-        stop_ids = generation.get("eos_token_id") if isinstance(generation, dict) else None
-        stops = [self.eos_token] if self.eos_token else []
-        for id in stop_ids if isinstance(stop_ids, list) else [stop_ids]:
-            content = self._library.id_to_token(id) if isinstance(id, int) and 0 <= id < self.vocab_size else None
-            if content is not None and content not in stops:
-                stops.append(content)
-        self.stop_tokens = tuple(stops)
 
     # Small questions
 
@@ -374,7 +247,7 @@ class Tokenizer:
         """Every control token that the tokenizer finds in the text: (start, end, token), characters, ascending."""
         raw = utf8(text)
         accepted = Scan(raw, self._scanner).find(0, len(raw), "start", None).accepted
-        return _in_characters(text, raw, [o for o in accepted if o.token.content in self.control])
+        return in_characters(text, raw, [o for o in accepted if o.token.content in self.control])
 
     # Encoding
 
@@ -384,7 +257,7 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[Int32]:
         """The ids of each text, taken whole, as the library makes them; control tokens wherever their text stands."""
-        return _ids(self._library, texts)
+        return ids_of(self._library, texts)
 
     def encode(
         self, text: str, *, content: Sequence[tuple[int, int, frozenset[str] | None]] = (), cuts: Sequence[int] = ()
@@ -401,7 +274,7 @@ class Tokenizer:
         """
         raw = utf8(text)
         return self.encode_bytes(
-            text, raw, _content_in_bytes(text, raw, content), byte_positions(text, raw, cuts), self.ids([text])[0]
+            text, raw, content_in_bytes(text, raw, content), byte_positions(text, raw, cuts), self.ids([text])[0]
         )
 
     def encode_bytes(self, text: str, raw: bytes, content: Content, cuts: Sequence[int], ids: Int32) -> Encoding:
@@ -462,7 +335,7 @@ class Tokenizer:
             stretch.ids,
             ends,
             tuple(cut_before),
-            tuple(_in_characters(text, raw, found.rejected)),
+            tuple(in_characters(text, raw, found.rejected)),
             {key: count for key, count in sorted(counts.items()) if count},
         )
 
@@ -489,7 +362,7 @@ class Tokenizer:
                         f"be kept apart from the template in {text[:200]!r}"
                     )
                 trial = Counter(offsets_fallback=len(ids))
-                stretch = Stretch(0, ids, _ends_of_offsets(offsets, text), [], [], [])
+                stretch = Stretch(0, ids, ends_of_offsets(offsets, text), [], [], [])
         if owned is not None and self._from_content(stretch, owned):
             return None
         counts.update(trial)
@@ -531,11 +404,11 @@ class Tokenizer:
         self, raw: bytes, begin: int, end: int, occurrences: list[Occurrence], lead: Lead
     ) -> tuple[Int32, list[int]]:
         """(ids, token index of each occurrence)."""
-        pieces = _pieces(begin, end, occurrences, lead)
+        pieces = pieces_between(begin, end, occurrences, lead)
         texts: dict[Lead, list[str]] = {}
         for piece in pieces:
             texts.setdefault(piece.lead, []).append(raw[piece.start : piece.end].decode())
-        encoded = {lead: iter(_ids(self._stretch(lead), batch)) for lead, batch in texts.items()}
+        encoded = {lead: iter(ids_of(self._stretches.of(lead), batch)) for lead, batch in texts.items()}
         parts_of_ids: list[Int32] = []
         tokens: list[int] = []
         count, next_piece = 0, 0
@@ -549,37 +422,6 @@ class Tokenizer:
                 tokens.append(count)
                 count += 1
         return (np.concatenate(parts_of_ids) if parts_of_ids else NO_INT32), tokens
-
-    def _stretch(self, lead: Lead) -> Any:
-        """A library tokenizer without control tokens that encodes a stretch as it is encoded inside a text."""
-        if lead not in self._leads:
-            config = stretch_config(self._config, lead)
-            stretch = next((stretch for known, stretch in self._stretches if known == config), None)
-            if stretch is None:
-                stretch = self._build_stretch(*config)
-                self._stretches.append((config, stretch))
-            self._leads[lead] = stretch
-        return self._leads[lead]
-
-    def _build_stretch(self, normalizer: Config | None, pre_tokenizer: Config | None) -> Any:
-        """Shares the model: costs no memory to speak of."""
-        model = {"type": "BPE", "vocab": {}, "merges": []}
-        shell = {"version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "model": model}
-        stretch = tokenizers.Tokenizer.from_str(json.dumps(shell, ensure_ascii=False))
-        stretch.model = self._model
-        stretch.add_tokens(
-            [
-                tokenizers.AddedToken(
-                    token.content,
-                    single_word=token.single_word,
-                    lstrip=token.lstrip,
-                    rstrip=token.rstrip,
-                    normalized=token.normalized,
-                )
-                for token in self._ordinary
-            ]
-        )
-        return stretch
 
     # Spans
 
@@ -612,7 +454,7 @@ class Tokenizer:
         ends = placed.ends
         counts["marks"] += placed.marks
         if len(placed.failed):
-            leads = {piece.start: piece.lead for piece in _pieces(begin, end, occurrences, lead)}
+            leads = {piece.start: piece.lead for piece in pieces_between(begin, end, occurrences, lead)}
             for first, after, start, stop in placed.failed.reshape(-1, 4).tolist():
                 piece = leads.get(begin + start)
                 mapped = piece and self._piece_ends(text[start:stop], ids[first:after], piece, counts)
@@ -630,11 +472,11 @@ class Tokenizer:
             mapped = self._nfc_ends(text, nfc, ids, counts)
             if mapped is not None:
                 return mapped
-        offsets = self._offsets(self._stretch(lead), text, ids)
+        offsets = self._offsets(self._stretches.of(lead), text, ids)
         if offsets is None:
             return None
         counts["offsets_fallback"] += len(ids)
-        return _ends_of_offsets(offsets, text)
+        return ends_of_offsets(offsets, text)
 
     def _nfc_ends(self, text: str, nfc: str, ids: Int32, counts: Counter[str]) -> Int64 | None:
         """Ends in the text as it stands, from ends in its NFC form: character groups that NFC maps alone correspond."""
@@ -751,146 +593,3 @@ class Tokenizer:
             if self.alphabet is not None and lead in ("start", "after_token"):
                 self.alphabet.add_window(key[1], lead == "after_token", self._windows[key])
         return self._windows[key]
-
-
-def _pieces(begin: int, end: int, occurrences: list[Occurrence], lead: Lead) -> list[Piece]:
-    """The text between the occurrences; not the empty pieces, of which the library makes nothing."""
-    pieces = []
-    for occurrence in occurrences:
-        if begin < occurrence.start:
-            pieces.append(Piece(begin, occurrence.start, lead))
-        begin, lead = occurrence.end, "after_normalized" if occurrence.token.normalized else "after_token"
-    if begin < end:
-        pieces.append(Piece(begin, end, lead))
-    return pieces
-
-
-def byte_positions(text: str, raw: bytes, cuts: Sequence[int]) -> list[int]:
-    """Ascending character positions of a text as byte positions of its UTF-8; UsageError where they make no sense."""
-    places = list(cuts)
-    for before, cut in zip([0, *places], places, strict=False):
-        if not before <= cut <= len(text):
-            raise UsageError(f"cuts must ascend inside the text of {len(text)} characters; got {cut} after {before}")
-    if len(raw) != len(text):
-        places = _core.char_to_byte(raw, np.array(places, np.int64)).tolist()
-    return sorted(set(places))
-
-
-def _content_in_bytes(text: str, raw: bytes, content: Sequence[tuple[int, int, frozenset[str] | None]]) -> Content:
-    ranges = sorted(((start, end, allowed or frozenset()) for start, end, allowed in content if start != end))
-    positions = np.array([position for start, end, _ in ranges for position in (start, end)], np.int64)
-    if len(positions) and (np.any(np.diff(positions) < 0) or positions[0] < 0 or positions[-1] > len(text)):
-        raise UsageError(f"content ranges overlap, are reversed or leave the text of {len(text)} characters")
-    if len(raw) != len(text):
-        positions = _core.char_to_byte(raw, positions)
-    return Content(positions[::2].copy(), positions[1::2].copy(), [allowed for _, _, allowed in ranges])
-
-
-def _in_characters(text: str, raw: bytes, occurrences: list[Occurrence]) -> list[tuple[int, int, str]]:
-    """(start, end, token), characters; the occurrences ascend by their core."""
-    out = []
-    byte = character = 0
-    for occurrence in occurrences:
-        character += len(raw[byte : occurrence.core_start].decode())
-        byte = occurrence.core_start
-        size = len(raw[byte : occurrence.core_end].decode())
-        out.append((character, character + size, occurrence.token.content))
-    return out
-
-
-def _added_token(entry: Any) -> tokenizers.AddedToken:
-    """From a string or the JSON object of a settings file."""
-    if isinstance(entry, str):
-        return tokenizers.AddedToken(entry, special=True)
-    if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise TokenizerError(f"tokenizer_config.json: {entry!r} is no token; expected a string or an object")
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return tokenizers.AddedToken(entry["content"], **{key: bool(entry[key]) for key in flags if key in entry})
-
-
-def _flags(token: tokenizers.AddedToken) -> tuple[str, bool, bool, bool, bool, bool]:
-    return token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
-
-
-STABLE_RUN = re.compile("[\\x00-\u02ff]+(?=[\\x00-\u02ff])|[\\x00-\u02ff]+\\Z")
-"""Characters that NFC leaves alone, up to the last one that what follows could join."""
-
-
-def nfc_groups(text: str) -> list[tuple[str, str]]:
-    """(text, NFC of it) of small groups of characters that can be normalised one by one."""
-    groups: list[tuple[str, str]] = []
-    at = 0
-    for run in STABLE_RUN.finditer(text):
-        groups += _small_groups(text[at : run.start()])
-        groups.append((run[0], run[0]))
-        at = run.end()
-    return groups + _small_groups(text[at:])
-
-
-def _small_groups(text: str) -> list[tuple[str, str]]:
-    groups: list[tuple[str, str]] = []
-    begin = 0
-    for at, character in enumerate(text):
-        alone = unicodedata.normalize("NFC", character)
-        if at == begin or unicodedata.combining(character) or unicodedata.combining(alone[0]):
-            continue
-        normal = unicodedata.normalize("NFC", text[begin:at])
-        if unicodedata.normalize("NFC", text[begin : at + 1]) == normal + alone:
-            groups.append((text[begin:at], normal))
-            begin = at
-    if begin < len(text):
-        groups.append((text[begin:], unicodedata.normalize("NFC", text[begin:])))
-    return groups
-
-
-def _ends_of_offsets(offsets: list[tuple[int, int]], text: str) -> Int64:
-    """Byte ends of tokens from character offsets. Text that no token claims goes to the token after it, at the end to
-    the last one; tokens that share characters are zero-width until the last of them."""
-    characters = []
-    reached = 0
-    for i, (_, stop) in enumerate(offsets):
-        if i + 1 < len(offsets):
-            stop = min(stop, offsets[i + 1][0])
-        reached = max(reached, stop)
-        characters.append(reached)
-    if characters:
-        characters[-1] = len(text)
-    return _core.char_to_byte(text.encode(), np.array(characters, np.int64))
-
-
-def _ids(library: Any, texts: Sequence[str]) -> list[Int32]:
-    """One text at a time: no slower than a batch, and needs no memory for the others' offsets."""
-    encode = getattr(library, "encode_batch_fast", library.encode_batch)
-    return [np.array(encode([text], add_special_tokens=False)[0].ids, np.int32) for text in texts]
-
-
-def utf8(text: str) -> bytes:
-    """RecordError (lone_surrogate) for text that is no Unicode."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which no "
-            "tokenizer can encode; repair the record (often half of an escaped emoji) or skip it",
-            reason="lone_surrogate",
-        ) from None
-
-
-def _download(name: str) -> dict[str, bytes]:
-    from huggingface_hub import hf_hub_download  # not needed for anything local
-    from huggingface_hub.errors import EntryNotFoundError
-
-    files = {}
-    for file in FILES:
-        try:
-            files[file] = Path(hf_hub_download(name, file)).read_bytes()
-        except EntryNotFoundError:
-            continue
-        except Exception as error:
-            raise UsageError(
-                f"{name}: no such directory, and the hub did not give {file}: {error}. "
-                "Give a local directory with tokenizer.json, or check the name and the connection."
-            ) from error
-    if "tokenizer.json" not in files:
-        raise UsageError(f"{name}: the hub has no tokenizer.json for it; convert it to a fast tokenizer first")
-    return files

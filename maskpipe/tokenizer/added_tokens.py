@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from maskpipe import _core
-from maskpipe.vocabulary import AddedToken, Lead
+from maskpipe.tokenizer.vocabulary import AddedToken, Lead
 
 WHITE_SPACE = frozenset(
     character.encode()
