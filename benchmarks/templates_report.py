@@ -18,7 +18,7 @@ from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import ChatTemplate
 from maskpipe.template.lost import Lost, find_lost
 from maskpipe.template.render import Trace, Wrapped, wrap
-from maskpipe.template.sampled import Turn
+from maskpipe.template.turn import Turn
 from tests.conversations import CHATS, KIND, Chat
 from tests.corpus import Entry, chat_templates
 

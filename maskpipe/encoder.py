@@ -29,8 +29,8 @@ from maskpipe.recipe import Recipe
 from maskpipe.roles import Branch, Flag, Part, Role, Verdict, verdict_name
 from maskpipe.template.lost import Lost, find_lost, is_lost
 from maskpipe.template.render import Trace, Wrapped, end_of_inline_reasoning, wrap
-from maskpipe.template.sampled import Turn
 from maskpipe.template.spans import ChatTemplate
+from maskpipe.template.turn import Turn
 from maskpipe.tokenizer import NO_CONTENT, NO_INT32, Content, Encoding, Int32, Tokenizer, byte_positions, utf8
 
 

@@ -13,8 +13,8 @@ from maskpipe import _core
 from maskpipe.encoder import span_table
 from maskpipe.roles import Flag, Part, Role, Verdict
 from maskpipe.template.render import Leaf, Trace
-from maskpipe.template.sampled import Turn
 from maskpipe.template.spans import Span, spans_of
+from maskpipe.template.turn import Turn
 from tests.reference import align
 
 LEAVES = [

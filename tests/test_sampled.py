@@ -15,7 +15,7 @@ from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import ChatTemplate
 from maskpipe.template.render import Trace, Wrapped, wrap
-from maskpipe.template.sampled import Turn
+from maskpipe.template.turn import Turn
 from tests.conversations import CHATS, Chat, assistant, call, tool, user
 from tests.corpus import chat_templates, named
 from tests.golden import make_sampled

@@ -24,7 +24,7 @@ from maskpipe.sources import open_sources
 
 if TYPE_CHECKING:
     from maskpipe.document import Document
-    from maskpipe.template.sampled import Turn
+    from maskpipe.template.turn import Turn
     from maskpipe.tokenizer import Tokenizer
 
 

@@ -12,7 +12,8 @@ from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import origin
 from maskpipe.template.lost import Lost, find_lost
 from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, end_of_inline_reasoning, shown_range, wrap
-from maskpipe.template.sampled import Sampling, Turn
+from maskpipe.template.sampled import Sampling
+from maskpipe.template.turn import Turn
 
 
 class Span(NamedTuple):

@@ -13,7 +13,7 @@ from pathlib import Path
 from maskpipe.roles import Verdict
 from maskpipe.template import ChatTemplate
 from maskpipe.template.render import Trace, wrap
-from maskpipe.template.sampled import Turn
+from maskpipe.template.turn import Turn
 from tests.conversations import Chat, assistant, call, tool, user
 
 HERE = Path(__file__).parent
