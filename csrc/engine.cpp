@@ -5,6 +5,7 @@
 #include <limits>
 #include <string_view>
 
+#include "operations.h"
 #include "printer.h"
 
 namespace maskpipe {
@@ -34,24 +35,10 @@ enum class Flow : std::uint8_t { on, stop, next };
 
 std::int64_t to_signed(std::size_t value) { return static_cast<std::int64_t>(value); }
 
-const Text& text_of(const Value& value) {
-  if (value.kind != Kind::text || value.as_text().safe) throw Bail{};
-  return value.as_text();
-}
-
-bool is_integer(const Value& value) { return value.kind == Kind::integer || value.kind == Kind::boolean; }
-
 // What may stand inside another value: the template's own objects could hold themselves.
 const Value& inert(const Value& value) {
   if (value.kind == Kind::names || value.kind == Kind::loop || value.kind == Kind::macro) throw Bail{};
   return value;
-}
-
-bool is_method_of_dict(std::u32string_view name) {
-  static constexpr std::array<std::u32string_view, 11> methods = {U"clear",      U"copy",   U"fromkeys", U"get",
-                                                                  U"items",      U"keys",   U"pop",      U"popitem",
-                                                                  U"setdefault", U"update", U"values"};
-  return std::find(methods.begin(), methods.end(), name) != methods.end();
 }
 
 class Run {
@@ -290,21 +277,31 @@ class Run {
         return out;
       }
       case Op::attribute:
-        return attribute(eval(*node.kids[0]), node);
+        return attribute_of(eval(*node.kids[0]), node.text, node.numbers[0] != 0, node.numbers[1] != 0);
       case Op::loop_field:
         return loop_field(eval(*node.kids[0]), node);
-      case Op::item:
-        return item(node);
-      case Op::slice:
-        return slice(node);
+      case Op::item: {
+        const Value value = eval(*node.kids[0]), index = eval(*node.kids[1]);
+        return item_of(value, index, node.numbers[0] != 0);
+      }
+      case Op::slice: {
+        const Value value = eval(*node.kids[0]), first = eval(*node.kids[1]), last = eval(*node.kids[2]);
+        return slice_of(value, first, last, node.numbers[0] == -1);
+      }
       case Op::call:
         return call(node);
-      case Op::method:
-        return method(node);
-      case Op::filter:
-        return filter(node);
-      case Op::test:
-        return Value::boolean(test(node));
+      case Op::method: {
+        const Value owner = eval(*node.kids[0]);
+        return method_of(owner, node.text, arguments_of(node));
+      }
+      case Op::filter: {
+        const Value value = eval(*node.kids[0]);
+        return filtered(node.text, value, arguments_of(node));
+      }
+      case Op::test: {
+        const Value value = eval(*node.kids[0]);
+        return Value::boolean(tested(node.text, value, arguments_of(node)));
+      }
       case Op::add: {
         std::vector<Value> terms;
         for (const auto& kid : node.kids) terms.push_back(eval(*kid));
@@ -319,8 +316,10 @@ class Run {
         }
         return concat(parts);
       }
-      case Op::arithmetic:
-        return arithmetic(node);
+      case Op::arithmetic: {
+        const Value left = eval(*node.kids[0]), right = eval(*node.kids[1]);
+        return arithmetic(node.text[0], left, right);
+      }
       case Op::negative: {
         const Value value = eval(*node.kids[0]);
         if (!is_integer(value) || value.number == std::numeric_limits<std::int64_t>::min()) throw Bail{};
@@ -345,124 +344,14 @@ class Run {
     }
   }
 
-  static Value sum(const std::vector<Value>& terms) {
-    if (std::all_of(terms.begin(), terms.end(), [](const Value& term) { return term.kind == Kind::text; })) {
-      return concat(terms);
-    }
-    Value total = terms[0];
-    for (std::size_t k = 1; k < terms.size(); ++k) {
-      const Value& term = terms[k];
-      if (total.kind == Kind::text && term.kind == Kind::text) {
-        total = concat({total, term});
-      } else if (is_integer(total) && is_integer(term)) {
-        std::int64_t out = 0;
-        if (__builtin_add_overflow(total.number, term.number, &out)) throw Bail{};
-        total = Value::integer(out);
-      } else if (total.kind == Kind::list && term.kind == Kind::list) {
-        List* list = new List;
-        Value joined = Value::of(Kind::list, list);
-        for (const Value* part : {static_cast<const Value*>(&total), &term}) {
-          const auto& entries = static_cast<const List&>(*part->object).entries;
-          list->entries.insert(list->entries.end(), entries.begin(), entries.end());
-        }
-        total = std::move(joined);
-      } else {
-        throw Bail{};
-      }
-    }
-    return total;
-  }
-
-  Value arithmetic(const Node& node) {
-    const Value left = eval(*node.kids[0]), right = eval(*node.kids[1]);
-    if (!is_integer(left) || !is_integer(right)) throw Bail{};
-    const std::int64_t a = left.number, b = right.number;
-    std::int64_t out = 0;
-    bool wrong = false;
-    switch (node.text[0]) {
-      case U'-':
-        wrong = __builtin_sub_overflow(a, b, &out);
-        break;
-      case U'*':
-        wrong = __builtin_mul_overflow(a, b, &out);
-        break;
-      case U'/':  // floor division
-        wrong = b <= 0;
-        if (!wrong) out = a >= 0 ? a / b : -((-(a + 1)) / b) - 1;
-        break;
-      case U'%':
-        wrong = b <= 0;
-        if (!wrong) out = a % b < 0 ? a % b + b : a % b;
-        break;
-      default:
-        throw Bail{};
-    }
-    if (wrong) throw Bail{};
-    return Value::integer(out);
-  }
-
   bool compare(const Node& node) {
     Value left = eval(*node.kids[0]);
     for (std::size_t k = 1; k < node.kids.size(); ++k) {
       const Value right = eval(*node.kids[k]);
-      bool holds = false;
-      switch (node.text[k - 1]) {
-        case U'=':
-          holds = equal(left, right);
-          break;
-        case U'!':
-          holds = !equal(left, right);
-          break;
-        case U'<':
-          holds = less(left, right);
-          break;
-        case U'>':
-          holds = less(right, left);
-          break;
-        case U'l':
-          holds = !less(right, left);
-          break;
-        case U'g':
-          holds = !less(left, right);
-          break;
-        case U'i':
-          holds = contains(right, left);
-          break;
-        case U'n':
-          holds = !contains(right, left);
-          break;
-        default:
-          throw Bail{};
-      }
-      if (!holds) return false;
+      if (!compared(node.text[k - 1], left, right)) return false;
       left = right;
     }
     return true;
-  }
-
-  static Value attribute(const Value& value, const Node& node) {
-    switch (value.kind) {
-      case Kind::dict: {
-        if (node.numbers[1] != 0) throw Bail{};
-        const Value* found = static_cast<const Dict&>(*value.object).find(node.text);
-        return found != nullptr ? *found : Value{};
-      }
-      case Kind::names: {
-        if (node.text[0] == U'_') throw Bail{};
-        const Value* found = static_cast<const Names&>(*value.object).find(node.text);
-        return found != nullptr ? *found : Value{};
-      }
-      case Kind::none:
-      case Kind::boolean:
-      case Kind::integer:
-      case Kind::text:
-      case Kind::list:
-      case Kind::tuple:
-        if (node.numbers[0] != 0 || node.numbers[1] != 0) throw Bail{};
-        return {};
-      default:
-        throw Bail{};
-    }
   }
 
   static Value loop_field(const Value& value, const Node& node) {
@@ -480,77 +369,6 @@ class Run {
     if (name == U"previtem") return at == 0 ? Value{} : (*loop.entries)[loop.at - 1];
     if (name == U"nextitem") return at + 1 == size ? Value{} : (*loop.entries)[loop.at + 1];
     throw Bail{};
-  }
-
-  Value item(const Node& node) {
-    const Value value = eval(*node.kids[0]), index = eval(*node.kids[1]);
-    return item_of(value, index, node.numbers[0] != 0);
-  }
-
-  // `hidden`: the index may also be the name of an attribute of what has no such item.
-  static Value item_of(const Value& value, const Value& index, bool hidden) {
-    if (index.kind == Kind::text) {
-      switch (value.kind) {
-        case Kind::dict: {
-          const Value* found = static_cast<const Dict&>(*value.object).find(index.as_text().chars);
-          if (found != nullptr) return *found;
-          if (hidden) throw Bail{};
-          return {};
-        }
-        case Kind::names: {
-          const std::u32string& name = index.as_text().chars;
-          if (hidden || name.empty() || name[0] == U'_') throw Bail{};
-          const Value* found = static_cast<const Names&>(*value.object).find(name);
-          return found != nullptr ? *found : Value{};
-        }
-        case Kind::none:
-        case Kind::text:
-        case Kind::list:
-        case Kind::tuple:
-        case Kind::integer:
-        case Kind::boolean:
-          if (hidden) throw Bail{};
-          return {};
-        default:
-          throw Bail{};
-      }
-    }
-    if (!is_integer(index)) throw Bail{};
-    if (value.kind != Kind::list && value.kind != Kind::tuple && value.kind != Kind::text) throw Bail{};
-    const std::int64_t size = length(value);
-    const std::int64_t at = index.number < 0 ? index.number + size : index.number;
-    if (at < 0 || at >= size) return {};
-    const std::size_t place = static_cast<std::size_t>(at);
-    if (value.kind == Kind::text) return cut(value, place, place + 1);
-    return static_cast<const List&>(*value.object).entries[place];
-  }
-
-  Value slice(const Node& node) {
-    const Value value = eval(*node.kids[0]), first = eval(*node.kids[1]), last = eval(*node.kids[2]);
-    if (value.kind == Kind::text ? value.as_text().safe : value.kind != Kind::list && value.kind != Kind::tuple) {
-      throw Bail{};
-    }
-    const std::int64_t size = length(value);
-    if (node.numbers[0] == -1) {  // backwards, all of it
-      if (value.kind == Kind::text || first.kind != Kind::none || last.kind != Kind::none) throw Bail{};
-      const auto& entries = static_cast<const List&>(*value.object).entries;
-      List* list = new List;
-      const Value out = Value::of(value.kind, list);
-      list->entries.assign(entries.rbegin(), entries.rend());
-      return out;
-    }
-    const auto place = [size](const Value& at, std::int64_t missing) {
-      if (at.kind == Kind::none) return missing;
-      if (!is_integer(at)) throw Bail{};
-      return std::clamp<std::int64_t>(at.number < 0 ? at.number + size : at.number, 0, size);
-    };
-    const std::int64_t start = place(first, 0), stop = std::max(start, place(last, size));
-    if (value.kind == Kind::text) return cut(value, static_cast<std::size_t>(start), static_cast<std::size_t>(stop));
-    const auto& entries = static_cast<const List&>(*value.object).entries;
-    List* list = new List;
-    const Value out = Value::of(value.kind, list);
-    list->entries.assign(entries.begin() + start, entries.begin() + stop);
-    return out;
   }
 
   // -- calls
@@ -663,210 +481,6 @@ class Run {
     std::vector<Value> out;
     for (std::size_t k = 1; k < node.kids.size(); ++k) out.push_back(eval(*node.kids[k]));
     return out;
-  }
-
-  Value method(const Node& node) {
-    const Value owner = eval(*node.kids[0]);
-    const std::vector<Value> arguments = arguments_of(node);
-    const std::u32string_view name = node.text;
-    const std::size_t count = arguments.size();
-    if (owner.kind == Kind::dict) {
-      const Dict& dict = static_cast<const Dict&>(*owner.object);
-      if (name == U"get" && (count == 1 || count == 2)) {
-        const Value* found = dict.find(text_of(arguments[0]).chars);
-        return found != nullptr ? *found : count == 2 ? arguments[1] : Value::none();
-      }
-      if (name == U"items" && count == 0) return items(dict, Kind::view);
-      if ((name == U"keys" || name == U"values") && count == 0) {
-        List* list = new List;
-        const Value out = Value::of(Kind::view, list);
-        for (const auto& [key, value] : dict.entries) list->entries.push_back(name == U"keys" ? key : value);
-        return out;
-      }
-      throw Bail{};
-    }
-    text_of(owner);
-    if ((name == U"strip" || name == U"lstrip" || name == U"rstrip") && count <= 1) {
-      const Text* characters = count == 1 ? &text_of(arguments[0]) : nullptr;
-      return strip(owner, characters, name != U"rstrip", name != U"lstrip");
-    }
-    if (name == U"split" && count <= 2) {
-      const Text* separator = count > 0 && arguments[0].kind != Kind::none ? &text_of(arguments[0]) : nullptr;
-      if (count == 2 && !is_integer(arguments[1])) throw Bail{};
-      return split(owner, separator, count == 2 ? arguments[1].number : -1);
-    }
-    if ((name == U"startswith" || name == U"endswith") && count == 1) {
-      const std::u32string &whole = owner.as_text().chars, &part = text_of(arguments[0]).chars;
-      return Value::boolean(name == U"startswith" ? whole.starts_with(part) : whole.ends_with(part));
-    }
-    if (name == U"replace" && count == 2) {
-      text_of(arguments[1]);
-      return replace(owner, text_of(arguments[0]), arguments[1], -1);
-    }
-    if (count == 0 && name == U"upper") return recased(owner, Case::upper);
-    if (count == 0 && name == U"lower") return recased(owner, Case::lower);
-    if (count == 0 && name == U"capitalize") return recased(owner, Case::capital);
-    throw Bail{};
-  }
-
-  static Value items(const Dict& dict, Kind kind) {
-    List* list = new List;
-    const Value out = Value::of(kind, list);
-    for (const auto& [key, value] : dict.entries) {
-      List* pair = new List;
-      list->entries.push_back(Value::of(Kind::tuple, pair));
-      pair->entries = {key, value};
-    }
-    return out;
-  }
-
-  // -- filters and tests
-
-  Value filter(const Node& node) {
-    const Value value = eval(*node.kids[0]);
-    const std::vector<Value> arguments = arguments_of(node);
-    return filtered(node.text, value, arguments);
-  }
-
-  static Value filtered(std::u32string_view name, const Value& value, const std::vector<Value>& arguments) {
-    const std::size_t count = arguments.size();
-    if (name == U"trim" && count == 0) return strip(to_text(value), nullptr, true, true);
-    if ((name == U"length" || name == U"count") && count == 0) return Value::integer(length(value));
-    if (name == U"tojson") return to_json(value, arguments[0].number != 0, arguments[1].number);
-    if ((name == U"default" || name == U"d") && count <= 2) {
-      const bool gone = value.kind == Kind::undefined || (count == 2 && truth(arguments[1]) && !truth(value));
-      return !gone ? value : count > 0 ? arguments[0] : literal_text({});
-    }
-    if (name == U"string" && count == 0) return to_text(value);
-    if (name == U"safe" && count == 0) {
-      const Value text = to_text(value);
-      Text* safe = new Text;
-      const Value out = Value::text(safe);
-      safe->chars = text.as_text().chars;
-      safe->origins = text.as_text().origins;
-      safe->safe = true;
-      return out;
-    }
-    if (name == U"list" && count == 0) {
-      List* list = new List;
-      const Value out = Value::of(Kind::list, list);
-      std::vector<Value> made;
-      list->entries = entries_of(value, made);
-      return out;
-    }
-    if ((name == U"first" || name == U"last") && count == 0) {
-      if (value.kind != Kind::list && value.kind != Kind::tuple && value.kind != Kind::text) throw Bail{};
-      const std::int64_t size = length(value);
-      return size == 0 ? Value{} : item_of(value, Value::integer(name == U"first" ? 0 : size - 1), false);
-    }
-    if (name == U"join" && count <= 1) {
-      const Value separator = count == 1 ? to_text(arguments[0]) : literal_text({});
-      std::vector<Value> made, parts;
-      for (const Value& entry : entries_of(value, made)) {
-        if (!parts.empty() && !text_of(separator).chars.empty()) parts.push_back(separator);
-        parts.push_back(to_text(entry));
-      }
-      return concat(parts);
-    }
-    if (name == U"items" && count == 0) {
-      if (value.kind != Kind::dict) throw Bail{};
-      return items(static_cast<const Dict&>(*value.object), Kind::generator);
-    }
-    if (name == U"upper" && count == 0) return recased(to_text(value), Case::upper);
-    if (name == U"lower" && count == 0) return recased(to_text(value), Case::lower);
-    if (name == U"capitalize" && count == 0) return recased(to_text(value), Case::capital);
-    if (name == U"replace" && count == 2) {
-      return replace(to_text(value), text_of(to_text(arguments[0])), to_text(arguments[1]), -1);
-    }
-    if ((name == U"selectattr" || name == U"rejectattr") && count >= 1 && count <= 3) {
-      return selected(name, value, arguments);
-    }
-    if (name == U"map" && count == 1) {
-      // the name of a filter without arguments
-      const std::u32string& inner = text_of(arguments[0]).chars;
-      static constexpr std::array<std::u32string_view, 5> known = {U"trim", U"string", U"upper", U"lower", U"length"};
-      if (std::find(known.begin(), known.end(), inner) == known.end()) throw Bail{};
-      List* list = new List;
-      const Value out = Value::of(Kind::generator, list);
-      std::vector<Value> made;
-      for (const Value& entry : entries_of(value, made)) list->entries.push_back(filtered(inner, entry, {}));
-      return out;
-    }
-    if (name == U"map attribute" && count == 1) {
-      List* list = new List;
-      const Value out = Value::of(Kind::generator, list);
-      std::vector<Value> made;
-      for (const Value& entry : entries_of(value, made)) {
-        if (entry.kind != Kind::dict) throw Bail{};
-        list->entries.push_back(item_of(entry, arguments[0], true));
-      }
-      return out;
-    }
-    throw Bail{};
-  }
-
-  static Value selected(std::u32string_view name, const Value& value, const std::vector<Value>& arguments) {
-    List* list = new List;
-    const Value out = Value::of(Kind::generator, list);
-    std::vector<Value> made;
-    for (const Value& entry : entries_of(value, made)) {
-      if (entry.kind != Kind::dict) throw Bail{};
-      const std::u32string& wanted = text_of(arguments[0]).chars;
-      const Value* held = static_cast<const Dict&>(*entry.object).find(wanted);
-      const bool simple = !wanted.empty() && wanted.find(U'.') == std::u32string::npos && !(wanted[0] < U'A');
-      if (!simple || (held == nullptr && is_method_of_dict(wanted))) throw Bail{};
-      const Value found = held != nullptr ? *held : Value{};
-      bool holds = false;
-      if (arguments.size() == 1) {
-        holds = truth(found);
-      } else if (arguments.size() == 3) {
-        const std::u32string& test = text_of(arguments[1]).chars;
-        if (test != U"equalto" && test != U"==" && test != U"eq") throw Bail{};
-        holds = equal(found, arguments[2]);
-      } else {
-        const std::u32string& test = text_of(arguments[1]).chars;
-        if (test == U"defined") {
-          holds = found.kind != Kind::undefined;
-        } else if (test == U"undefined") {
-          holds = found.kind == Kind::undefined;
-        } else {
-          throw Bail{};
-        }
-      }
-      if (holds == (name == U"selectattr")) list->entries.push_back(entry);
-    }
-    return out;
-  }
-
-  bool test(const Node& node) {
-    const Value value = eval(*node.kids[0]);
-    const std::vector<Value> arguments = arguments_of(node);
-    const std::u32string_view name = node.text;
-    if (arguments.empty()) {
-      if (name == U"defined") return value.kind != Kind::undefined;
-      if (name == U"undefined") return value.kind == Kind::undefined;
-      if (value.kind == Kind::opaque || value.kind == Kind::builtin || value.kind == Kind::missing) throw Bail{};
-      if (name == U"none") return value.kind == Kind::none;
-      if (name == U"string") return value.kind == Kind::text;
-      if (name == U"mapping") return value.kind == Kind::dict;
-      if (name == U"boolean") return value.kind == Kind::boolean;
-      if (name == U"true") return value.kind == Kind::boolean && value.number != 0;
-      if (name == U"false") return value.kind == Kind::boolean && value.number == 0;
-      if (name == U"integer") return value.kind == Kind::integer;
-      if (name == U"number") return is_integer(value);
-      if (value.kind >= Kind::generator && value.kind != Kind::dict) throw Bail{};
-      if (name == U"iterable") return value.kind == Kind::undefined || value.kind >= Kind::text;
-      if (name == U"sequence") {
-        if (value.kind == Kind::undefined) throw Bail{};
-        return value.kind >= Kind::text;
-      }
-      throw Bail{};
-    }
-    if (arguments.size() != 1) throw Bail{};
-    if (name == U"equalto" || name == U"==" || name == U"eq") return equal(value, arguments[0]);
-    if (name == U"ne" || name == U"!=") return !equal(value, arguments[0]);
-    if (name == U"in") return contains(arguments[0], value);
-    throw Bail{};
   }
 
   const Program& program_;
