@@ -16,17 +16,13 @@ namespace {
 
 constexpr std::int64_t no_label = -100;
 
-MASKPIPE_WIDE void widen(const std::int32_t* in, std::int64_t* out, std::int64_t size) {
-  for (std::int64_t k = 0; k < size; ++k) out[k] = in[k];
-}
-
 MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size, std::int64_t from) {
   for (std::int64_t k = 0; k < size; ++k) out[k] = from + k;
 }
 
 // out[k - shift] is the id of token k where it has loss, for all k but the first `shift`.
-MASKPIPE_WIDE void labels_of(const std::int32_t* ids, const Run* runs, std::size_t n, std::int32_t shift,
-                             std::int64_t* out) {
+template <typename Id>
+inline void labels(const Id* ids, const Run* runs, std::size_t n, std::int32_t shift, std::int64_t* out) {
   std::int32_t start = shift;
   for (std::size_t r = 0; r < n; ++r) {
     const std::int32_t end = runs[r].end;
@@ -40,6 +36,16 @@ MASKPIPE_WIDE void labels_of(const std::int32_t* ids, const Run* runs, std::size
   }
 }
 
+MASKPIPE_WIDE void labels_of(const std::int64_t* ids, const Run* runs, std::size_t n, std::int32_t shift,
+                             std::int64_t* out) {
+  labels(ids, runs, n, shift, out);
+}
+
+MASKPIPE_WIDE void labels_of(const std::int32_t* ids, const Run* runs, std::size_t n, std::int32_t shift,
+                             std::int64_t* out) {
+  labels(ids, runs, n, shift, out);
+}
+
 template <typename Value, typename Of>
 void fill_runs(std::span<const Run> runs, Value* out, Of of) {
   std::int32_t start = 0;
@@ -51,14 +57,19 @@ void fill_runs(std::span<const Run> runs, Value* out, Of of) {
 
 }  // namespace
 
-void expand_row(std::span<const std::int32_t> ids, const RowFacts& facts, const RowOut& out) {
-  const auto length = static_cast<std::int32_t>(ids.size());
+void expand_row(std::int64_t row_length, const RowFacts& facts, const RowOut& out) {
+  const auto length = static_cast<std::int32_t>(row_length);
   const std::span<const Run> runs = facts.runs;
-  if (out.ids32) std::memcpy(out.ids32, ids.data(), ids.size_bytes());
-  if (out.ids) widen(ids.data(), out.ids, length);
-  if (out.labels) labels_of(ids.data(), runs.data(), runs.size(), 0, out.labels);
+  const auto shifted = [&](std::int32_t shift, std::int64_t* to) {
+    if (out.ids) {
+      labels_of(out.ids, runs.data(), runs.size(), shift, to);
+    } else {
+      labels_of(out.ids32, runs.data(), runs.size(), shift, to);
+    }
+  };
+  if (out.labels) shifted(0, out.labels);
   if (out.targets) {
-    labels_of(ids.data(), runs.data(), runs.size(), 1, out.targets);
+    shifted(1, out.targets);
     out.targets[length - 1] = no_label;
   }
   if (out.positions || out.segments) {

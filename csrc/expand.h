@@ -1,4 +1,4 @@
-// One row of a batch: its ids and decided runs -> dense columns.
+// One row of a batch: its ids, which are there, and decided runs -> the other dense columns.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct RowOut {
   std::uint8_t* roles;
 };
 
-// `ids` has the row's length.
-void expand_row(std::span<const std::int32_t> ids, const RowFacts& facts, const RowOut& out);
+// Of `length` tokens, whose ids are in out.ids or out.ids32 already.
+void expand_row(std::int64_t length, const RowFacts& facts, const RowOut& out);
 
 }  // namespace maskpipe

@@ -53,6 +53,7 @@ Job::Job(Rows rows, Rows step, BatchOut out)
   if (rows_.sources.size() != rows_.rows.size() || step_.sources.size() != step_.rows.size()) {
     throw std::invalid_argument("a job needs one source per row");
   }
+  if (out.ids == nullptr && out.ids32 == nullptr) throw std::invalid_argument("a job needs a place for ids");
 }
 
 Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, const Decision& decision)
@@ -202,31 +203,33 @@ void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
     if (job.error_.empty()) job.error_ = error.what();
   }
   bench.visits.clear();
-  bench.scratch.file = nullptr;  // a thread that waits keeps no file open
+  bench.scratch.file = nullptr;
+  bench.files.clear();  // a thread that waits keeps no file open
 }
 
 // Where the rows lie, in the order of files and places, and the blocks that are there already. Rows of padding, which
 // lie nowhere, are made at once.
 void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& bench) {
   const std::size_t rows = job.rows_.rows.size();
-  std::vector<Visit>& visits = bench.visits;
-  visits.clear();
+  std::vector<Found>& found = bench.found;
+  found.clear();
   for (std::size_t k = first; k < last; ++k) {
     const Job::Rows& asked = k < rows ? job.rows_ : job.step_;
     const std::size_t at = k < rows ? k : k - rows;
     if (asked.sources[at] >= 0) {
-      visits.push_back({k, find(asked.sources[at], asked.rows[at]), nullptr, nullptr, -1});
+      found.push_back(find(asked.sources[at], asked.rows[at], k));
     } else if (k < rows) {
-      pad_row(job, k, bench.scratch);
+      pad_row(job, k);
     }
   }
-  std::ranges::sort(visits, [](const Visit& a, const Visit& b) {
-    return a.found.shard != b.found.shard ? std::less<>()(a.found.shard, b.found.shard) : a.found.row < b.found.row;
+  std::ranges::sort(found, [](const Found& a, const Found& b) {
+    return a.shard != b.shard ? std::less<>()(a.shard, b.shard) : a.row < b.row;
   });
+  bench.visits.clear();
   const std::lock_guard lock(cache_mutex_);
-  for (Visit& visit : visits) {
-    const auto number = static_cast<std::size_t>(visit.found.row / visit.found.shard->source.batch_rows);
-    visit.block = kept_block(*visit.found.shard, number);
+  for (const Found& row : found) {
+    const auto number = static_cast<std::size_t>(row.row / row.shard->source.batch_rows);
+    bench.visits.push_back({row, kept_block(*row.shard, number), nullptr, -1});
   }
 }
 
@@ -238,13 +241,12 @@ RowOut Reader::columns_of(const Job& job, std::size_t k) const {
           of(out.positions), of(out.segments), of(out.weights), of(out.roles)};
 }
 
-void Reader::pad_row(Job& job, std::size_t k, Scratch& scratch) const {
-  const auto length = static_cast<std::size_t>(options_.sequence_length);
-  scratch.bytes.resize(std::max(scratch.bytes.size(), length * 4));
-  auto* ids = reinterpret_cast<std::int32_t*>(scratch.bytes.data());
-  std::fill_n(ids, length, sources_.front().pad_id);
+void Reader::pad_row(Job& job, std::size_t k) const {
+  const RowOut out = columns_of(job, k);
+  if (out.ids32) std::fill_n(out.ids32, options_.sequence_length, sources_.front().pad_id);
+  if (out.ids) std::fill_n(out.ids, options_.sequence_length, sources_.front().pad_id);
   job.blocks_[k] = padding_;
-  expand_row({ids, length}, padding_->row(0), columns_of(job, k));
+  expand_row(options_.sequence_length, padding_->row(0), out);
 }
 
 // The file and the facts of a row. Of a row of the step its totals are all, and its block is let go.
@@ -253,23 +255,24 @@ void Reader::look_up(Job& job, std::size_t number, Bench& bench) {
   Shard& shard = *visit.found.shard;
   const std::size_t rows = job.rows_.rows.size();
   const std::int64_t step = shard.source.batch_rows, in_block = visit.found.row % step;
-  if (visit.k < rows || visit.block == nullptr) {
+  const std::size_t k = visit.found.k;
+  if (k < rows || visit.block == nullptr) {
     const Visit* const before = number == 0 ? nullptr : &bench.visits[number - 1];
     if (before != nullptr && before->found.shard == &shard && before->file != nullptr) {
-      bench.scratch.file = before->file;
+      visit.file = before->file;
     } else {
-      open(shard, bench.scratch);
+      visit.file = bench.files.emplace_back(open(shard)).get();
     }
+    bench.scratch.file = visit.file;
     if (visit.block == nullptr) {
       visit.block = block(shard, static_cast<std::size_t>(visit.found.row / step), bench.scratch);
     }
   }
-  if (visit.k >= rows) {
-    job.of_step_[visit.k - rows] = visit.block->totals[static_cast<std::size_t>(in_block)];
+  if (k >= rows) {
+    job.of_step_[k - rows] = visit.block->totals[static_cast<std::size_t>(in_block)];
     visit.block = nullptr;
     return;
   }
-  visit.file = bench.scratch.file;
   visit.ids = visit.block->ids_offset + in_block * options_.sequence_length * 4;
 }
 
@@ -280,19 +283,20 @@ void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratc
   const auto in_block = static_cast<std::size_t>(visit.found.row % shard.source.batch_rows);
   const std::uint8_t* ahead = nullptr;
   if (next != nullptr && next->file->mapped != nullptr) ahead = next->file->mapped + next->ids;
-  scratch.file = std::move(visit.file);
-  const std::uint8_t* bytes = shard.file.read_row(visit.found.row, visit.ids, length * 4, scratch, ahead);
-  expand_row({reinterpret_cast<const std::int32_t*>(bytes), static_cast<std::size_t>(length)},
-             visit.block->row(in_block), columns_of(job, visit.k));
-  job.places_[visit.k] = static_cast<std::int32_t>(in_block);
-  job.blocks_[visit.k] = std::move(visit.block);
+  scratch.file = visit.file;
+  const std::size_t k = visit.found.k;
+  const RowOut out = columns_of(job, k);
+  shard.file.read_row(visit.found.row, visit.ids, length, {out.ids32, out.ids}, scratch, ahead);
+  expand_row(length, visit.block->row(in_block), out);
+  job.places_[k] = static_cast<std::int32_t>(in_block);
+  job.blocks_[k] = std::move(visit.block);
 }
 
-Reader::Found Reader::find(std::int32_t source, std::int64_t row) {
+Reader::Found Reader::find(std::int32_t source, std::int64_t row, std::size_t k) {
   const auto s = static_cast<std::size_t>(source);
   const std::vector<std::int64_t>& ends = ends_[s];
   const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row) - ends.begin());
-  const auto place = [&](Shard* shard) { return Found{shard, row - (ends[number] - shard->rows())}; };
+  const auto place = [&](Shard* shard) { return Found{shard, row - (ends[number] - shard->rows()), k}; };
   if (Shard* known = shards_[s][number].known.load(std::memory_order_acquire)) return place(known);
   const std::lock_guard lock(open_mutex_);
   std::unique_ptr<Shard>& made = shards_[s][number].made;
@@ -325,14 +329,17 @@ void Reader::explained(const Found& found, Call call) {
   }
 }
 
-void Reader::open(Shard& shard, Scratch& scratch) {
-  if (!shard.file.open(scratch)) return;
+std::shared_ptr<const OpenFile> Reader::open(Shard& shard) {
+  bool now = false;
+  std::shared_ptr<const OpenFile> file = shard.file.open(now);
+  if (!now) return file;
   const std::lock_guard lock(open_mutex_);
   opened_.push_back(&shard);
   if (static_cast<std::int64_t>(opened_.size()) > options_.open_files) {
     opened_.front()->file.close();
     opened_.pop_front();
   }
+  return file;
 }
 
 void Reader::close_file(std::size_t source, std::size_t number) {

@@ -44,7 +44,7 @@ struct ReaderOptions {
   std::int64_t open_files;   // at least 1
 };
 
-// Where columns begin, [rows * sequence_length] each, or nullptr.
+// Where columns begin, [rows * sequence_length] each, or nullptr; ids or ids32 are there.
 using BatchOut = RowOut;
 
 // What has no fixed size, over all rows of a batch as one line of rows * sequence_length tokens.
@@ -139,6 +139,7 @@ class Reader {
   struct Found {
     Shard* shard;
     std::int64_t row;  // of the shard
+    std::size_t k;     // of the rows of a job, or of its step after them
   };
   struct Lazy {
     std::unique_ptr<Shard> made;         // open_mutex_
@@ -148,18 +149,19 @@ class Reader {
     Shard* shard;
     std::size_t block;
   };
-  // A row of a job on its way: k-th of its rows, or of its step after them.
+  // A row of a job on its way.
   struct Visit {
-    std::size_t k;
     Found found;
     std::shared_ptr<const Block> block;  // nullptr until it is known
-    std::shared_ptr<const OpenFile> file;
-    std::int64_t ids;  // where they begin in the file
+    const OpenFile* file;  // which the bench keeps
+    std::int64_t ids;      // where they begin in the file
   };
   // What one thread works with.
   struct Bench {
     Scratch scratch;
+    std::vector<Found> found;
     std::vector<Visit> visits;
+    std::vector<std::shared_ptr<const OpenFile>> files;  // of the visits
   };
 
   void work();
@@ -167,15 +169,15 @@ class Reader {
   void find_all(Job& job, std::size_t first, std::size_t last, Bench& bench);
   void look_up(Job& job, std::size_t number, Bench& bench);
   void read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch);
-  void pad_row(Job& job, std::size_t k, Scratch& scratch) const;
+  void pad_row(Job& job, std::size_t k) const;
   RowOut columns_of(const Job& job, std::size_t k) const;
-  Found find(std::int32_t source, std::int64_t row);
+  Found find(std::int32_t source, std::int64_t row, std::size_t k);
   template <typename Call>
   void explained(const Found& found, Call call);
   std::shared_ptr<const Block> kept_block(Shard& shard, std::size_t number);
   std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
-  void open(Shard& shard, Scratch& scratch);
+  std::shared_ptr<const OpenFile> open(Shard& shard);
   void read_places(Shard& shard, Scratch& scratch);
   std::string describe(Shard& shard, std::int64_t row, const WrongBytes& wrong) const;
 

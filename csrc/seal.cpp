@@ -1,5 +1,9 @@
 #include "seal.h"
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+
 #include "hash.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -10,52 +14,191 @@
 namespace maskpipe {
 namespace {
 
+constexpr std::int64_t page_ids = page_size / 4;
+
+// The loop below is a third faster with 256-bit registers, which the compiler may not assume.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define MASKPIPE_WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define MASKPIPE_WIDE
+#endif
+
+MASKPIPE_WIDE void widen(const std::int32_t* in, std::int64_t* out, std::int64_t size) {
+  for (std::int64_t k = 0; k < size; ++k) out[k] = in[k];
+}
+
 std::uint32_t folded(std::uint64_t hash) { return static_cast<std::uint32_t>(hash ^ hash >> 32); }
+
+// What goes ahead is asked for line by line beside the work on a page.
+void fetch_line(const std::uint8_t* ahead, std::int64_t at) {
+#ifdef __GNUC__
+  __builtin_prefetch(ahead + at);
+#endif
+}
 
 #ifdef MASKPIPE_AVX2
 
-// Odd words without structure: the first constants of SHA-512, made odd.
-alignas(64) constexpr std::uint64_t words[] = {
-    0x428a2f98d728ae23, 0x7137449123ef65cd, 0xb5c0fbcfec4d3b2f, 0xe9b5dba58189dbbd, 0x3956c25bf348b539,
-    0x59f111f1b605d019, 0x923f82a4af194f9b, 0xab1c5ed5da6d8119, 0xd807aa98a3030243, 0x12835b0145706fbf,
-    0x243185be4ee4b28d, 0x550c7dc3d5ffb4e3, 0x72be5d74f27b896f, 0x80deb1fe3b1696b1, 0x9bdc06a725c71235,
-    0xc19bf174cf692695, 0xe49b69c19ef14ad3, 0xefbe4786384f25e3, 0x0fc19dc68b8cd5b5, 0x240ca1cc77ac9c65,
-    0x2de92c6f592b0275, 0x4a7484aa6ea6e483, 0x5cb0a9dcbd41fbd5, 0x76f988da831153b5,
+bool wide_registers() {
+  static const bool has_avx2 = __builtin_cpu_supports("avx2");
+  return has_avx2;
+}
+
+constexpr std::size_t page_words = page_size / 8;
+
+// A key for each word of a page: splitmix64 from 1.
+constexpr auto make_keys() {
+  std::array<std::uint64_t, page_words> out{};
+  std::uint64_t state = 1;
+  for (std::uint64_t& key : out) {
+    std::uint64_t x = state += 0x9e3779b97f4a7c15ULL;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
+    key = x ^ x >> 31;
+  }
+  return out;
+}
+alignas(64) constexpr std::array<std::uint64_t, page_words> keys = make_keys();
+
+// Two sums per lane of 64 bits, over words at a distance of 64 bytes: Σ (low + key) * (high + key), as UMAC's NH, and
+// Σ word, which no change of a single word leaves alone.
+struct Sums {
+  __m256i products[2], words[2];
 };
 
-// Σ (low half ^ key) * (high half ^ key) per lane of 64 bits, and the lane itself added to its neighbour, as XXH3 does
-// between two scrambles: the keys move on by one word per 64 bytes.
-MASKPIPE_AVX2 std::uint32_t seal_page(const std::uint8_t* bytes, const std::uint8_t* ahead) {
-  __m256i sums[2] = {_mm256_set1_epi64x(static_cast<long long>(words[22])),
-                     _mm256_set1_epi64x(static_cast<long long>(words[23]))};
-  for (int line = 0; line < static_cast<int>(page_size / 64); ++line) {
-    __builtin_prefetch(ahead + 64 * line);
+enum class Copy { none, narrow, wide };
+
+template <Copy copy, typename Id>
+MASKPIPE_AVX2 inline __attribute__((always_inline)) void add_page(Sums& sums, const std::uint8_t* bytes, Id* out,
+                                                                  const std::uint8_t* ahead) {
+  for (std::int64_t at = 0; at < page_size; at += 64) {
+    fetch_line(ahead, at);
     for (int half = 0; half < 2; ++half) {
-      const auto in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 64 * line + 32 * half));
-      const auto key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + line / 2 + 4 * half));
-      const __m256i keyed = _mm256_xor_si256(in, line % 2 ? _mm256_slli_epi64(key, 1) : key);
+      const std::int64_t here = at + 32 * half;
+      const __m256i in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + here));
+      const __m256i key = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys.data() + here / 8));
+      const __m256i keyed = _mm256_add_epi32(in, key);
       const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
-      sums[half] = _mm256_add_epi64(sums[half], _mm256_add_epi64(product, _mm256_shuffle_epi32(in, 0x4e)));
+      sums.products[half] = _mm256_add_epi64(sums.products[half], product);
+      sums.words[half] = _mm256_add_epi64(sums.words[half], in);
+      if constexpr (copy == Copy::narrow) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + here / 4), in);
+      } else if constexpr (copy == Copy::wide) {
+        auto* const to = reinterpret_cast<__m256i*>(out + here / 4);
+        _mm256_storeu_si256(to, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(in)));
+        _mm256_storeu_si256(to + 1, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(in, 1)));
+      }
     }
   }
-  alignas(32) std::uint64_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums[0]);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 4), sums[1]);
+}
+
+// Between pages, so that none can stand for another: one-to-one on a sum, as XXH3 has it.
+MASKPIPE_AVX2 inline __attribute__((always_inline)) void scramble(Sums& sums) {
+  const __m256i factor = _mm256_set1_epi64x(0x9e3779b1);
+  for (__m256i& sum : sums.products) {
+    const __m256i mixed = _mm256_xor_si256(sum, _mm256_srli_epi64(sum, 47));
+    const __m256i low = _mm256_mul_epu32(mixed, factor);
+    const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(mixed, 32), factor);
+    sum = _mm256_add_epi64(low, _mm256_slli_epi64(high, 32));
+  }
+}
+
+MASKPIPE_AVX2 inline __attribute__((always_inline)) std::uint64_t digest(const Sums& sums, std::int64_t length) {
+  alignas(32) std::uint64_t lanes[17];
+  std::memcpy(lanes, &sums, 16 * sizeof(lanes[0]));
+  lanes[16] = static_cast<std::uint64_t>(length);
+  return xxh3(lanes, sizeof(lanes));
+}
+
+MASKPIPE_AVX2 inline __attribute__((always_inline)) Sums no_sums() {
+  const __m256i zero = _mm256_setzero_si256();
+  return {{zero, zero}, {zero, zero}};
+}
+
+MASKPIPE_AVX2 std::uint64_t seal_page(const std::uint8_t* bytes) {
+  Sums sums = no_sums();
+  add_page<Copy::none>(sums, bytes, static_cast<std::int32_t*>(nullptr), bytes + page_size);
+  alignas(32) std::uint64_t lanes[16];
+  std::memcpy(lanes, &sums, sizeof(lanes));
   std::uint64_t out = 0;
-  for (int lane = 0; lane < 8; ++lane) out += (lanes[lane] ^ lanes[lane] >> 37) * words[lane + 8];
-  return folded(out * words[0]);
+  for (std::size_t lane = 0; lane < 16; ++lane) out += (lanes[lane] ^ lanes[lane] >> 37) * (keys[lane] | 1);
+  return out * (keys[16] | 1);
+}
+
+template <Copy copy, typename Id>
+MASKPIPE_AVX2 std::uint64_t seal_pages(const std::uint8_t* bytes, std::int64_t count, Id* out,
+                                       const std::uint8_t* ahead) {
+  Sums sums = no_sums();
+  std::int64_t at = 0;
+  for (; at + page_ids <= count; at += page_ids) {
+    add_page<copy>(sums, bytes + 4 * at, out + at, (ahead == nullptr ? bytes + page_size : ahead) + 4 * at);
+    scramble(sums);
+  }
+  if (at < count) {  // the rest, as a page that ends in zeros
+    alignas(32) std::uint8_t page[page_size] = {};
+    Id copied[page_ids];
+    const auto left = static_cast<std::size_t>(count - at);
+    std::memcpy(page, bytes + 4 * at, 4 * left);
+    add_page<copy>(sums, page, copied, page);
+    scramble(sums);
+    std::copy_n(copied, left, out + at);
+  }
+  return digest(sums, count);
 }
 
 #endif
 
+// For other processors: through memory of our own, a page at a time.
+std::uint64_t seal_slowly(const std::uint8_t* bytes, std::int64_t count, const IdsOut& out) {
+  Xxh3 hash;
+  for (std::int64_t at = 0; at < count; at += page_ids) {
+    std::int32_t page[page_ids];
+    const auto size = static_cast<std::size_t>(std::min(page_ids, count - at));
+    std::memcpy(page, bytes + 4 * at, 4 * size);
+    hash.add(page, 4 * size);
+    if (out.narrow != nullptr) std::copy_n(page, size, out.narrow + at);
+    if (out.wide != nullptr) std::copy_n(page, size, out.wide + at);
+  }
+  return hash.digest();
+}
+
 }  // namespace
 
-std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length, [[maybe_unused]] const std::uint8_t* ahead) {
+std::uint32_t seal(const std::uint8_t* bytes, std::int64_t length) {
 #ifdef MASKPIPE_AVX2
-  static const bool wide = __builtin_cpu_supports("avx2");
-  if (wide && length == page_size) return seal_page(bytes, ahead == nullptr ? bytes + page_size : ahead);
+  if (length == page_size && wide_registers()) return folded(seal_page(bytes));
 #endif
   return folded(xxh3(bytes, static_cast<std::size_t>(length)));
+}
+
+void copy_ids(const std::uint8_t* bytes, std::int64_t count, const IdsOut& out, const std::uint8_t* ahead) {
+  const auto* const ids = reinterpret_cast<const std::int32_t*>(bytes);
+  for (std::int64_t at = 0; at < count; at += page_ids) {
+    const std::int64_t size = std::min(page_ids, count - at);
+    for (std::int64_t line = 0; ahead != nullptr && line < 4 * size; line += 64) fetch_line(ahead, 4 * at + line);
+    if (out.narrow != nullptr) std::copy_n(ids + at, size, out.narrow + at);
+    if (out.wide != nullptr) widen(ids + at, out.wide + at, size);
+  }
+}
+
+std::uint64_t seal_ids(const std::uint8_t* bytes, std::int64_t count, const IdsOut& out, const std::uint8_t* ahead) {
+  std::uint64_t found = 0;
+#ifdef MASKPIPE_AVX2
+  if (wide_registers()) {
+    if (out.wide != nullptr) {
+      found = seal_pages<Copy::wide>(bytes, count, out.wide, ahead);
+      if (out.narrow != nullptr) std::copy_n(out.wide, count, out.narrow);
+    } else {
+      found = seal_pages<Copy::narrow>(bytes, count, out.narrow, ahead);
+    }
+  } else {
+    found = seal_slowly(bytes, count, out);
+  }
+#else
+  (void)ahead;
+  found = seal_slowly(bytes, count, out);
+#endif
+  return found == 0 ? 1 : found;
 }
 
 }  // namespace maskpipe

@@ -21,19 +21,6 @@ std::int64_t length_of(std::int64_t file_size, std::int64_t unit, std::int64_t n
   return std::min(unit, file_size - number * unit);
 }
 
-// Of a row: never 0, which says that there is none.
-std::uint32_t seal_row(const std::uint8_t* bytes, std::int64_t length, const std::uint8_t* ahead) {
-  std::uint64_t sum = 0;
-  for (std::int64_t at = 0; at < length; at += page_size) {
-    const std::uint32_t page =
-        seal(bytes + at, std::min(page_size, length - at), ahead == nullptr ? ahead : ahead + at);
-    sum = (sum ^ page) * 0x9e3779b97f4a7c15ULL;
-    sum ^= sum >> 29;
-  }
-  const auto out = static_cast<std::uint32_t>(sum >> 32);
-  return out == 0 ? 1 : out;
-}
-
 void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
   std::int64_t done = 0;
   while (done < length) {
@@ -45,6 +32,16 @@ void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset,
     if (n == 0) fail("ends at byte " + std::to_string(at) + ", the manifest says " + std::to_string(file.size));
     done += n;
   }
+}
+
+// Into memory that nobody else writes to.
+void fetch(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
+  if (file.mapped == nullptr) return pread_exactly(file, out, offset, length);
+  std::memcpy(out, file.mapped + offset, static_cast<std::size_t>(length));
+}
+
+void grow(std::vector<std::uint8_t>& memory, std::int64_t size) {
+  if (static_cast<std::int64_t>(memory.size()) < size) memory.resize(static_cast<std::size_t>(size));
 }
 
 }  // namespace
@@ -69,12 +66,10 @@ ShardFile::~ShardFile() {
   for (auto& seals : seals_) delete seals.load();
 }
 
-bool ShardFile::open(Scratch& scratch) {
+std::shared_ptr<const OpenFile> ShardFile::open(bool& now) {
   const std::lock_guard lock(mutex_);
-  if (file_ != nullptr) {
-    scratch.file = file_;
-    return false;
-  }
+  now = file_ == nullptr;
+  if (!now) return file_;
   const auto fail = [](const std::string& problem) { throw WrongBytes{-1, problem}; };
   auto file = std::make_shared<OpenFile>();
   file->descriptor = ::open(path_.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -96,8 +91,7 @@ bool ShardFile::open(Scratch& scratch) {
 #ifdef POSIX_FADV_RANDOM
   if (random_access_) ::posix_fadvise(file->descriptor, 0, 0, POSIX_FADV_RANDOM);  // a row is all that is wanted
 #endif
-  scratch.file = file_ = std::move(file);
-  return true;
+  return file_ = std::move(file);
 }
 
 void ShardFile::close() {
@@ -107,19 +101,15 @@ void ShardFile::close() {
 
 void ShardFile::prove_region(std::int64_t region, Scratch& scratch, std::int64_t from, std::int64_t to,
                              std::uint8_t* out) {
-  const OpenFile& file = *scratch.file;
   const std::int64_t begin = region * region_size, length = length_of(size_, region_size, region);
   auto seals = std::make_unique<Seals>();
+  grow(scratch.piece, piece_size);
+  const std::uint8_t* const bytes = scratch.piece.data();
   Xxh3 hash;
   // In pieces that the caches hold, so that every byte comes from memory once.
   for (std::int64_t done = 0; done < length; done += piece_size) {
     const std::int64_t at = begin + done, size = std::min(piece_size, length - done);
-    const std::uint8_t* bytes = file.mapped == nullptr ? nullptr : file.mapped + at;
-    if (bytes == nullptr) {
-      scratch.piece.resize(static_cast<std::size_t>(piece_size));
-      pread_exactly(file, scratch.piece.data(), at, size);
-      bytes = scratch.piece.data();
-    }
+    fetch(*scratch.file, scratch.piece.data(), at, size);
     hash.add(bytes, static_cast<std::size_t>(size));
     if (verify_ == Verify::every_read) {
       for (std::int64_t page = 0; page * page_size < size; ++page) {
@@ -138,70 +128,66 @@ void ShardFile::prove_region(std::int64_t region, Scratch& scratch, std::int64_t
   if (seals_[static_cast<std::size_t>(region)].compare_exchange_strong(expected, seals.get())) (void)seals.release();
 }
 
-const std::uint8_t* ShardFile::read_row(std::int64_t row, std::int64_t offset, std::int64_t length, Scratch& scratch,
-                                        const std::uint8_t* ahead) {
-  if (verify_ != Verify::every_read) return read(offset, length, scratch);
-  std::atomic<std::uint32_t>& known = row_seals_[static_cast<std::size_t>(row)];
-  const std::uint32_t expected = known.load(std::memory_order_relaxed);
-  const std::uint8_t* const mapped = scratch.file->mapped;
+void ShardFile::read_row(std::int64_t row, std::int64_t offset, std::int64_t count, const IdsOut& out, Scratch& scratch,
+                         const std::uint8_t* ahead) {
+  const std::int64_t length = 4 * count;
+  if (verify_ != Verify::every_read) return copy_ids(read(offset, length, scratch), count, out, ahead);
+  std::atomic<std::uint64_t>& known = row_seals_[static_cast<std::size_t>(row)];
+  const std::uint64_t expected = known.load(std::memory_order_relaxed);
   if (expected == 0) {
-    // Of a mapping before it is proved: what changes between the two is found now or at the next read.
-    std::uint32_t found = mapped == nullptr ? 0 : seal_row(mapped + offset, length, ahead);
-    const std::uint8_t* bytes = read(offset, length, scratch);
-    if (mapped == nullptr) found = seal_row(bytes, length, nullptr);
-    known.store(found, std::memory_order_relaxed);
-    return bytes;
+    return known.store(seal_ids(read(offset, length, scratch), count, out, ahead), std::memory_order_relaxed);
   }
-  const std::uint8_t* bytes = mapped == nullptr ? nullptr : mapped + offset;
+  const std::uint8_t* bytes = scratch.file->mapped;
   if (bytes == nullptr) {
-    if (static_cast<std::int64_t>(scratch.bytes.size()) < length) {
-      scratch.bytes.resize(static_cast<std::size_t>(length));
-    }
+    grow(scratch.bytes, length);
     pread_exactly(*scratch.file, scratch.bytes.data(), offset, length);
     bytes = scratch.bytes.data();
+  } else {
+    bytes += offset;
   }
-  // What does not fit is read again with its pages, which say where it is wrong.
-  return seal_row(bytes, length, ahead) == expected ? bytes : read(offset, length, scratch);
+  if (seal_ids(bytes, count, out, ahead) == expected) return;
+  // Read again with its pages, which say where it is wrong.
+  if (seal_ids(read(offset, length, scratch), count, out, nullptr) != expected) {
+    throw WrongBytes{offset / region_size, "its bytes changed while it was in use (a row from byte " +
+                                               std::to_string(offset) + " on)"};
+  }
 }
 
 const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch) {
   const OpenFile& file = *scratch.file;
-  const std::uint8_t* const mapped = file.mapped;
+  const bool in_place = file.mapped != nullptr && verify_ != Verify::every_read;
   if (verify_ == Verify::off) {
-    if (mapped != nullptr) return mapped + offset;
-    scratch.bytes.resize(static_cast<std::size_t>(length));
+    if (in_place) return file.mapped + offset;
+    grow(scratch.bytes, length);
     pread_exactly(file, scratch.bytes.data(), offset, length);
     return scratch.bytes.data();
   }
-  // Whole pages from the first to the last that is touched, so that they can be compared with their seals.
+  // Whole pages from the first to the last that is touched, so that they can be compared with their seals; of a mapping
+  // a copy, so that what is compared is what is used.
   const std::int64_t first_page = offset / page_size;
   const std::int64_t begin = first_page * page_size;
   const std::int64_t end = std::min(size_, (offset + length + page_size - 1) / page_size * page_size);
-  if (mapped == nullptr && static_cast<std::int64_t>(scratch.bytes.size()) < end - begin) {
-    scratch.bytes.resize(static_cast<std::size_t>(end - begin));
-  }
+  if (!in_place) grow(scratch.bytes, end - begin);
+  std::uint8_t* const bytes = in_place ? nullptr : scratch.bytes.data();
   for (std::int64_t at = begin; at < end;) {
     const std::int64_t region = at / region_size;
     const std::int64_t stop = std::min(end, (region + 1) * region_size);
     const Seals* seals = seals_[static_cast<std::size_t>(region)].load(std::memory_order_acquire);
     if (seals == nullptr) {
-      prove_region(region, scratch, at, stop, mapped == nullptr ? scratch.bytes.data() + (at - begin) : nullptr);
-    } else {
-      const std::uint8_t* bytes = mapped == nullptr ? scratch.bytes.data() + (at - begin) : mapped + at;
-      if (mapped == nullptr) pread_exactly(file, scratch.bytes.data() + (at - begin), at, stop - at);
-      if (verify_ == Verify::every_read) {
-        for (std::int64_t page = at / page_size; page * page_size < stop; ++page) {
-          const std::int64_t of_page = length_of(size_, page_size, page);
-          if (seal(bytes + (page * page_size - at), of_page) != seals->pages[page % (region_size / page_size)]) {
-            throw WrongBytes{region, "its bytes changed while it was in use (byte " + std::to_string(page * page_size) +
-                                         " or one of the " + std::to_string(of_page - 1) + " after it)"};
-          }
+      prove_region(region, scratch, at, stop, in_place ? nullptr : bytes + (at - begin));
+    } else if (!in_place) {
+      fetch(file, bytes + (at - begin), at, stop - at);
+      for (std::int64_t page = at / page_size; verify_ == Verify::every_read && page * page_size < stop; ++page) {
+        const std::int64_t of_page = length_of(size_, page_size, page);
+        if (seal(bytes + (page * page_size - begin), of_page) != seals->pages[page % (region_size / page_size)]) {
+          throw WrongBytes{region, "its bytes changed while it was in use (byte " + std::to_string(page * page_size) +
+                                       " or one of the " + std::to_string(of_page - 1) + " after it)"};
         }
       }
     }
     at = stop;
   }
-  return (mapped == nullptr ? scratch.bytes.data() : mapped + begin) + (offset - begin);
+  return (in_place ? file.mapped + begin : bytes) + (offset - begin);
 }
 
 }  // namespace maskpipe

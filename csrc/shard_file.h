@@ -3,7 +3,7 @@
 // The first time a region (1 MiB) is touched it is read whole and compared with the manifest's hash. From the proved
 // bytes a 32-bit seal per page (1 KiB) is kept, and every later read compares the pages it uses with their seals: so
 // what changes after the first look is found too, without reading a region again. 4 KiB of seals per MiB touched. A row
-// gets a seal of its own when it was read so; from then on no more than its own bytes are read.
+// gets a seal of its own, of 64 bits, when it was read so; from then on no more than its own bytes are read.
 #pragma once
 
 #include <atomic>
@@ -34,7 +34,7 @@ struct OpenFile {
 // Memory of one thread for reading.
 struct Scratch {
   std::vector<std::uint8_t> piece, bytes;
-  std::shared_ptr<const OpenFile> file;  // what is being read
+  const OpenFile* file = nullptr;  // what is being read; somebody else keeps it
 };
 
 // Bytes are not what the manifest says.
@@ -51,20 +51,20 @@ class ShardFile {
   ShardFile(const ShardFile&) = delete;
   ShardFile& operator=(const ShardFile&) = delete;
 
-  // Makes it the scratch's file; opens it, without following a link, unless it is open. Throws WrongBytes unless it is
-  // a regular file of the size given. True when it was opened now.
-  bool open(Scratch& scratch);
+  // The file; opens it, without following a link, unless it is open: then `now` is false. Throws WrongBytes unless it
+  // is a regular file of the size given.
+  std::shared_ptr<const OpenFile> open(bool& now);
   // Closes it once nobody reads. What was proved stays known.
   void close();
 
   // `length` bytes from `offset`, both inside the file's size, proved as `verify` says. Valid until the scratch is used
-  // again. Throws WrongBytes. Any number of threads, each with its scratch, for which this file was opened.
+  // again. Throws WrongBytes. Any number of threads, each with its scratch, whose file this is.
   const std::uint8_t* read(std::int64_t offset, std::int64_t length, Scratch& scratch);
 
-  // The same of the ids of a row, always at the same place. ahead: of the row that comes next, in memory, or nullptr: a
-  // hint.
-  const std::uint8_t* read_row(std::int64_t row, std::int64_t offset, std::int64_t length, Scratch& scratch,
-                               const std::uint8_t* ahead);
+  // The same of the `count` ids of a row, always at the same place; copied to `out`, of which nothing may be used when
+  // it throws. ahead: of the row that comes next, in memory, or nullptr: a hint.
+  void read_row(std::int64_t row, std::int64_t offset, std::int64_t count, const IdsOut& out, Scratch& scratch,
+                const std::uint8_t* ahead);
 
   std::int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
@@ -82,7 +82,7 @@ class ShardFile {
   std::int64_t size_;
   std::vector<std::uint64_t> hashes_;
   std::vector<std::atomic<Seals*>> seals_;             // one per region; nullptr until it was proved
-  std::vector<std::atomic<std::uint32_t>> row_seals_;  // one per row; 0 until it was read
+  std::vector<std::atomic<std::uint64_t>> row_seals_;  // one per row; 0 until it was read
   Verify verify_;
   Io io_;
   bool random_access_;
