@@ -18,18 +18,15 @@
 #include "arguments.h"
 #include "audit.h"
 #include "bind_engine.h"
+#include "bind_loader.h"
 #include "bind_records.h"
 #include "bind_scan.h"
 #include "check.h"
 #include "layout.h"
 #include "loss.h"
-#include "order.h"
 #include "pack.h"
-#include "reader.h"
 #include "runs.h"
-#include "slots.h"
 #include "spans.h"
-#include "stream.h"
 #include "turns.h"
 
 namespace py = pybind11;
@@ -359,314 +356,6 @@ void bind_turns(py::module_& m) {
       "to_roles"_a, "needed"_a, "control"_a, "allowed"_a, "bos"_a, "empty"_a, "empty_offsets"_a);
 }
 
-std::vector<maskpipe::EpochShape> epoch_shapes(const py::object& rows, const py::object& blocks,
-                                               const py::object& windows, bool shuffle) {
-  const auto n_rows = view<std::int64_t>(rows, "rows"), block = view<std::int64_t>(blocks, "blocks"),
-             window = view<std::int64_t>(windows, "windows");
-  if (block.size() != n_rows.size() || window.size() != n_rows.size()) {
-    throw py::value_error("blocks and windows must have one value per source");
-  }
-  std::vector<maskpipe::EpochShape> out;
-  for (std::size_t s = 0; s < n_rows.size(); ++s) {
-    out.push_back({static_cast<std::uint64_t>(n_rows[s]), shuffle, static_cast<std::uint64_t>(block[s]),
-                   static_cast<std::uint64_t>(window[s])});
-  }
-  return out;
-}
-
-std::vector<maskpipe::Key> keys_of(const py::object& keys) {
-  const auto words = view<std::uint64_t>(keys, "keys");
-  if (words.size() % 4 != 0) throw py::value_error("keys must have four words per source");
-  std::vector<maskpipe::Key> out;
-  for (std::size_t k = 0; k < words.size(); k += 4) {
-    out.push_back({words[k], words[k + 1], words[k + 2], words[k + 3]});
-  }
-  return out;
-}
-
-void bind_order(py::module_& m) {
-  m.def(
-      "rows_at",
-      [](const py::object& rows, const py::object& blocks, const py::object& windows, bool shuffle,
-         const py::object& keys, const py::object& sources, const py::object& counts) {
-        const auto shapes = epoch_shapes(rows, blocks, windows, shuffle);
-        const auto epoch_keys = keys_of(keys);
-        const auto of = view<std::int32_t>(sources, "sources");
-        const auto at = view<std::int64_t>(counts, "counts");
-        return to_numpy(without_gil([&] { return maskpipe::rows_at(shapes, epoch_keys, of, at); }));
-      },
-      "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "sources"_a, "counts"_a);
-  const py::object interleaved_type = named_tuple(m, "Interleaved", "sources counts_before credits counts");
-  m.def(
-      "interleave",
-      [interleaved_type](const py::object& rates, const py::object& credits, const py::object& counts,
-                         const py::object& positions) {
-        const auto rate = view<std::int64_t>(rates, "rates");
-        std::vector<std::int64_t> credit = owned(view<std::int64_t>(credits, "credits"));
-        std::vector<std::int64_t> count = owned(view<std::int64_t>(counts, "counts"));
-        const std::int64_t n = integer(positions, "positions");
-        std::vector<std::int64_t> before;
-        std::vector<std::int32_t> out =
-            without_gil([&] { return maskpipe::interleave(rate, credit, count, n, before); });
-        return interleaved_type(to_numpy(std::move(out)), to_numpy(std::move(before)), to_numpy(std::move(credit)),
-                                to_numpy(std::move(count)));
-      },
-      "rates"_a, "credits"_a, "counts"_a, "positions"_a);
-}
-
-// Keeps a slot for as long as Python has an array over it.
-py::capsule keeper(maskpipe::Slot&& slot) {
-  auto kept = std::make_unique<maskpipe::Slot>(std::move(slot));
-  py::capsule out(kept.get(), [](void* held) { delete static_cast<maskpipe::Slot*>(held); });
-  kept.release();
-  return out;
-}
-
-// A piece of memory that Python gave; its array may go only with the GIL.
-maskpipe::Slot slot_of(const py::object& memory, std::size_t size) {
-  std::uint8_t* at = writable<std::uint8_t>(memory, "memory", size);
-  if (at == nullptr) throw py::type_error("memory must be a numpy array of uint8, got None");
-  auto owner = std::shared_ptr<py::object>(new py::object(memory), [](py::object* held) {
-    const py::gil_scoped_acquire gil;
-    delete held;
-  });
-  return {at, std::move(owner)};
-}
-
-// What Python gets of a batch. Arrays over the slot keep the slot, not this.
-struct PyDelivered {
-  std::shared_ptr<maskpipe::Reader> reader;
-  maskpipe::Delivered batch;
-  maskpipe::ColumnPlaces places;
-  py::object keep;  // of the slot, once an array has it
-  std::optional<maskpipe::Segments> segments;
-  std::optional<maskpipe::BatchRuns> runs;
-
-  template <typename Value>
-  py::object dense(std::int64_t place) {
-    if (place < 0) return py::none();
-    if (!keep) keep = keeper(maskpipe::Slot(batch.slot));
-    const auto rows = static_cast<py::ssize_t>(batch.job->rows().rows.size());
-    const auto length = static_cast<py::ssize_t>(reader->sequence_length());
-    const auto size = static_cast<py::ssize_t>(sizeof(Value));
-    return py::array(py::dtype::of<Value>(), {rows, length}, {length * size, size}, batch.slot.memory + place, keep);
-  }
-
-  py::object column(std::string_view name) {
-    if (name == "ids32") return dense<std::int32_t>(places.ids32);
-    if (name == "input_ids") return dense<std::int64_t>(places.ids);
-    if (name == "labels") return dense<std::int64_t>(places.labels);
-    if (name == "targets") return dense<std::int64_t>(places.targets);
-    if (name == "position_ids") return dense<std::int64_t>(places.positions);
-    if (name == "segment_ids") return dense<std::int32_t>(places.segments);
-    if (name == "loss_weights") return dense<float>(places.weights);
-    if (name == "role_ids") return dense<std::uint8_t>(places.roles);
-    if (name == "sources") return to_numpy(owned(std::span<const std::int32_t>(batch.job->rows().sources)));
-    if (name == "rows") return to_numpy(owned(std::span<const std::int64_t>(batch.job->rows().rows)));
-    if (name.starts_with("run_")) {
-      if (!runs) runs = reader->runs(*batch.job);
-      if (name == "run_ends") return to_numpy(std::move(runs->ends));
-      if (name == "run_roles") return to_numpy(std::move(runs->roles));
-      if (name == "run_parts") return to_numpy(std::move(runs->parts));
-      if (name == "run_loss") return to_numpy(std::move(runs->loss));
-      if (name == "run_weights") return to_numpy(std::move(runs->weights));
-      throw py::key_error(std::string(name));
-    }
-    if (!segments) segments = reader->segments(*batch.job);
-    if (name == "cu_seqlens") return to_numpy(std::move(segments->cu_seqlens));
-    if (name == "segment_numbers") return to_numpy(std::move(segments->numbers));
-    if (name == "branches") return to_numpy(std::move(segments->branches));
-    if (name == "pairs") return to_numpy(std::move(segments->pairs));
-    if (name == "parents") return to_numpy(std::move(segments->parents));
-    if (name == "scores") return to_numpy(std::move(segments->scores));
-    if (name == "desirable") return to_numpy(std::move(segments->desirable));
-    throw py::key_error(std::string(name));
-  }
-};
-
-struct PyStream {
-  std::size_t slot_size;
-  maskpipe::ColumnPlaces places;
-  maskpipe::Stream stream;
-};
-
-py::tuple to_tuple(const std::vector<std::int64_t>& values) {
-  py::tuple out(values.size());
-  for (std::size_t k = 0; k < values.size(); ++k) out[k] = values[k];
-  return out;
-}
-
-py::tuple to_tuple(const maskpipe::Place& place) {
-  return py::make_tuple(to_tuple(place.counts), to_tuple(place.credits), place.position, place.within);
-}
-
-maskpipe::Place place_of(const py::object& place) {
-  const auto fields = place.cast<py::tuple>();
-  if (fields.size() != 4) throw py::value_error("a place has counts, credits, position and within");
-  return {fields[0].cast<std::vector<std::int64_t>>(), fields[1].cast<std::vector<std::int64_t>>(),
-          integer(fields[2], "position"), integer(fields[3], "within")};
-}
-
-maskpipe::Policy to_policy(const py::object& policy) {
-  const auto fields = policy.cast<py::tuple>();
-  return {fields[0].cast<maskpipe::LossRule>(), fields[1].cast<std::optional<std::vector<std::int32_t>>>(),
-          fields[2].cast<bool>()};
-}
-
-maskpipe::Decision decision(const py::object& policy, const py::object& weights) {
-  maskpipe::Decision out{};
-  const auto table = view<float>(weights, "weights");
-  if (table.size() != out.weights.size()) throw py::value_error("weights must have 256 * 8 values");
-  std::ranges::copy(table, out.weights.begin());
-  if (!policy.is_none()) out.policy = to_policy(policy);
-  return out;
-}
-
-void bind_reader(py::module_& m) {
-  py::class_<maskpipe::Pool, std::shared_ptr<maskpipe::Pool>>(m, "Pool")
-      .def(py::init([](const py::object& size) {
-             const std::int64_t bytes = integer(size, "size");
-             if (bytes < 1) throw py::value_error("size must be at least 1");
-             return std::make_shared<maskpipe::Pool>(static_cast<std::size_t>(bytes));
-           }),
-           "size"_a)
-      .def("take", [](maskpipe::Pool& pool) {
-        maskpipe::Slot slot = pool.take();
-        std::uint8_t* const memory = slot.memory;
-        return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(pool.size()), memory, keeper(std::move(slot)));
-      });
-  py::class_<maskpipe::Reader, std::shared_ptr<maskpipe::Reader>>(m, "Reader")
-      .def(py::init([](const py::list& sources, const py::object& sequence_length, const py::object& threads,
-                       const std::string& verify, const std::string& io, bool random_access,
-                       const py::object& cache_bytes, const py::object& open_files, const py::object& policy,
-                       const py::object& weights) {
-             std::vector<maskpipe::SourceShards> shards;
-             for (const py::handle handle : sources) {
-               const auto fields = handle.cast<py::tuple>();
-               shards.push_back({fields[0].cast<std::string>(), fields[1].cast<std::vector<std::string>>(),
-                                 owned(view<std::int64_t>(fields[2], "sizes")),
-                                 owned(view<std::int64_t>(fields[3], "rows")),
-                                 fields[4].cast<std::vector<std::string>>(), integer(fields[5], "batch_rows"),
-                                 integer32(fields[6], "pad_id")});
-             }
-             if (verify != "every_read" && verify != "first_touch" && verify != "off") {
-               throw py::value_error("verify must be every_read, first_touch or off, got " + verify);
-             }
-             if (io != "pread" && io != "mmap") throw py::value_error("io must be pread or mmap, got " + io);
-             const maskpipe::ReaderOptions options{integer(sequence_length, "sequence_length"),
-                                                   integer(threads, "threads"),
-                                                   verify == "every_read"    ? maskpipe::Verify::every_read
-                                                   : verify == "first_touch" ? maskpipe::Verify::first_touch
-                                                                             : maskpipe::Verify::off,
-                                                   io == "mmap" ? maskpipe::Io::mmap : maskpipe::Io::pread,
-                                                   random_access,
-                                                   integer(cache_bytes, "cache_bytes"),
-                                                   integer(open_files, "open_files")};
-             auto reader = std::make_unique<maskpipe::Reader>(std::move(shards), options, decision(policy, weights));
-             // In a forked process the threads are missing: the memory is all that may be touched, so it stays.
-             return std::shared_ptr<maskpipe::Reader>(reader.release(), [](maskpipe::Reader* gone) {
-               if (gone->is_here()) delete gone;
-             });
-           }),
-           "sources"_a, "sequence_length"_a, "threads"_a, "verify"_a, "io"_a, "random_access"_a, "cache_bytes"_a,
-           "open_files"_a, "policy"_a, "weights"_a)
-      .def("blocks_decoded", &maskpipe::Reader::blocks_decoded)
-      .def(
-          "close_file",
-          [](maskpipe::Reader& reader, const py::object& source, const py::object& number) {
-            if (!reader.is_here()) throw std::logic_error("the reader belongs to another process");
-            reader.close_file(static_cast<std::size_t>(integer(source, "source")),
-                              static_cast<std::size_t>(integer(number, "number")));
-          },
-          "source"_a, "number"_a);
-  py::class_<PyDelivered>(m, "Delivered")
-      .def("column", &PyDelivered::column, "name"_a)
-      .def("place", [](const PyDelivered& self) { return to_tuple(self.batch.after); })
-      .def("numbers",
-           [](const PyDelivered& self) {
-             const maskpipe::RowTotals own = self.batch.job->totals();
-             return py::make_tuple(own.longest, own.tokens, own.shared);
-           })
-      .def("whole",
-           [](const PyDelivered& self) -> py::object {
-             const std::optional<maskpipe::RowTotals> whole = self.batch.whole();
-             if (!whole) return py::none();
-             return py::make_tuple(whole->tokens, whole->pairs, whole->weight, whole->rated);
-           })
-      .def("address", [](const PyDelivered& self) { return reinterpret_cast<std::uintptr_t>(self.batch.slot.memory); });
-  py::class_<PyStream>(m, "Stream")
-      .def(
-          py::init([](const std::shared_ptr<maskpipe::Reader>& reader, const py::object& rows, const py::object& blocks,
-                      const py::object& windows, bool shuffle, const py::object& keys, const py::object& global_batch,
-                      const py::object& ranks, const py::object& rank, const py::object& batch, bool pad, bool totals,
-                      const py::dict& columns, const py::object& size, const py::object& slots) {
-            maskpipe::RunShape shape{epoch_shapes(rows, blocks, windows, shuffle),
-                                     keys_of(keys),
-                                     integer(global_batch, "global_batch"),
-                                     integer(ranks, "ranks"),
-                                     integer(rank, "rank"),
-                                     integer(batch, "batch"),
-                                     pad,
-                                     totals};
-            maskpipe::ColumnPlaces places;
-            const auto at = [&](const char* name) {
-              return columns.contains(name) ? integer(columns[name], name) : std::int64_t{-1};
-            };
-            places = {at("ids32"),        at("input_ids"),   at("labels"),       at("targets"),
-                      at("position_ids"), at("segment_ids"), at("loss_weights"), at("role_ids")};
-            const auto bytes = static_cast<std::size_t>(integer(size, "size"));
-            std::function<maskpipe::Slot()> take;
-            if (py::isinstance<maskpipe::Pool>(slots)) {
-              take = [pool = slots.cast<std::shared_ptr<maskpipe::Pool>>()] { return pool->take(); };
-            } else {
-              auto give = std::shared_ptr<py::object>(new py::object(slots), [](py::object* held) {
-                const py::gil_scoped_acquire gil;
-                delete held;
-              });
-              take = [give, bytes] {
-                const py::gil_scoped_acquire gil;
-                return slot_of((*give)(), bytes);
-              };
-            }
-            return std::unique_ptr<PyStream>(
-                new PyStream{bytes, places, {reader, std::move(shape), places, std::move(take)}});
-          }),
-          "reader"_a, "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "global_batch"_a, "ranks"_a, "rank"_a,
-          "batch"_a, "pad"_a, "totals"_a, "columns"_a, "size"_a, "slots"_a)
-      .def(
-          "stand",
-          [](PyStream& self, const py::object& place, const py::object& rates, const py::object& end) {
-            maskpipe::Place from = place_of(place);
-            auto mix = owned(view<std::int64_t>(rates, "rates"));
-            const std::int64_t last = integer(end, "end");
-            without_gil([&] { self.stream.stand(std::move(from), std::move(mix), last); });
-          },
-          "place"_a, "rates"_a, "end"_a)
-      .def(
-          "plan",
-          [](const PyStream& self, const py::object& place) -> py::object {
-            std::optional<maskpipe::Planner::Plan> plan = self.stream.planner().plan(place_of(place));
-            if (!plan) return py::none();
-            return py::make_tuple(to_numpy(std::move(plan->slice.sources)), to_numpy(std::move(plan->slice.rows)),
-                                  to_tuple(plan->after));
-          },
-          "place"_a)
-      .def("place", [](const PyStream& self) { return to_tuple(self.stream.place()); })
-      .def("submit", [](PyStream& self) { return without_gil([&] { return self.stream.submit(); }); })
-      .def("ahead", [](const PyStream& self) { return without_gil([&] { return self.stream.ahead(); }); })
-      .def(
-          "next",
-          [](PyStream& self, const py::object& depth) -> std::unique_ptr<PyDelivered> {
-            const std::int64_t n = integer(depth, "depth");
-            if (n < 0) throw py::value_error("depth must be at least 0");
-            auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
-            if (!batch) return nullptr;
-            return std::unique_ptr<PyDelivered>(new PyDelivered{self.stream.reader(), std::move(*batch), self.places,
-                                                                py::object(), std::nullopt, std::nullopt});
-          },
-          "depth"_a);
-}
-
 py::array_t<std::int64_t> to_table(const std::vector<maskpipe::Tally>& tallies) {
   py::array_t<std::int64_t> out({static_cast<py::ssize_t>(tallies.size()), py::ssize_t{3}});
   std::int64_t* at = out.mutable_data();
@@ -691,7 +380,7 @@ void bind_audit(py::module_& m) {
                        std::vector<std::vector<std::int32_t>> headers, std::array<std::int32_t, 2> chat_bos,
                        std::array<std::int32_t, 2> text_bos, bool stops_known, bool may_cut,
                        const py::object& max_places) {
-             return Audit({to_policy(policy),
+             return Audit({maskpipe::to_policy(policy),
                            integer(sequence_length, "sequence_length"),
                            integer(vocab_size, "vocab_size"),
                            integer32(pad_id, "pad_id"),
@@ -788,10 +477,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_spans(m);
   bind_loss(m);
   bind_turns(m);
-  bind_order(m);
-  bind_reader(m);
   bind_audit(m);
   maskpipe::bind_engine(m);
+  maskpipe::bind_loader(m);
   maskpipe::bind_records(m);
   maskpipe::bind_scan(m);
 }

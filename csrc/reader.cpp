@@ -28,6 +28,11 @@ std::vector<std::uint64_t> parse_hashes(const std::string& hex) {
   return out;
 }
 
+// Facts of other batches are rarely in the caches, so they are looked at only for what needs them.
+bool more_than_ids(const RowOut& out) {
+  return out.labels || out.targets || out.positions || out.segments || out.weights || out.roles;
+}
+
 }  // namespace
 
 struct Reader::Shard {
@@ -228,8 +233,9 @@ void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& benc
   bench.visits.clear();
   const std::lock_guard lock(cache_mutex_);
   for (const Found& row : found) {
-    const auto number = static_cast<std::size_t>(row.row / row.shard->source.batch_rows);
-    bench.visits.push_back({row, kept_block(*row.shard, number), nullptr, -1});
+    const std::int64_t step = row.shard->source.batch_rows, number = row.row / step;
+    bench.visits.push_back({row, static_cast<std::size_t>(number), static_cast<std::size_t>(row.row - number * step),
+                            kept_block(*row.shard, static_cast<std::size_t>(number)), nullptr, -1});
   }
 }
 
@@ -254,7 +260,6 @@ void Reader::look_up(Job& job, std::size_t number, Bench& bench) {
   Visit& visit = bench.visits[number];
   Shard& shard = *visit.found.shard;
   const std::size_t rows = job.rows_.rows.size();
-  const std::int64_t step = shard.source.batch_rows, in_block = visit.found.row % step;
   const std::size_t k = visit.found.k;
   if (k < rows || visit.block == nullptr) {
     const Visit* const before = number == 0 ? nullptr : &bench.visits[number - 1];
@@ -265,30 +270,29 @@ void Reader::look_up(Job& job, std::size_t number, Bench& bench) {
     }
     bench.scratch.file = visit.file;
     if (visit.block == nullptr) {
-      visit.block = block(shard, static_cast<std::size_t>(visit.found.row / step), bench.scratch);
+      visit.block = block(shard, visit.number, bench.scratch);
     }
   }
   if (k >= rows) {
-    job.of_step_[k - rows] = visit.block->totals[static_cast<std::size_t>(in_block)];
+    job.of_step_[k - rows] = visit.block->totals[visit.in_block];
     visit.block = nullptr;
     return;
   }
-  visit.ids = visit.block->ids_offset + in_block * options_.sequence_length * 4;
+  visit.ids = visit.block->ids_offset + static_cast<std::int64_t>(visit.in_block) * options_.sequence_length * 4;
 }
 
 // next: whose bytes are on their way from memory while this row is proved, or nullptr.
 void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch) {
   const std::int64_t length = options_.sequence_length;
   Shard& shard = *visit.found.shard;
-  const auto in_block = static_cast<std::size_t>(visit.found.row % shard.source.batch_rows);
   const std::uint8_t* ahead = nullptr;
   if (next != nullptr && next->file->mapped != nullptr) ahead = next->file->mapped + next->ids;
   scratch.file = visit.file;
   const std::size_t k = visit.found.k;
   const RowOut out = columns_of(job, k);
   shard.file.read_row(visit.found.row, visit.ids, length, {out.ids32, out.ids}, scratch, ahead);
-  expand_row(length, visit.block->row(in_block), out);
-  job.places_[k] = static_cast<std::int32_t>(in_block);
+  if (more_than_ids(out)) expand_row(length, visit.block->row(visit.in_block), out);
+  job.places_[k] = static_cast<std::int32_t>(visit.in_block);
   job.blocks_[k] = std::move(visit.block);
 }
 
@@ -296,7 +300,7 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row, std::size_t k)
   const auto s = static_cast<std::size_t>(source);
   const std::vector<std::int64_t>& ends = ends_[s];
   const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row) - ends.begin());
-  const auto place = [&](Shard* shard) { return Found{shard, row - (ends[number] - shard->rows()), k}; };
+  const auto place = [&](Shard* shard) { return Found{shard, row - (number == 0 ? 0 : ends[number - 1]), k}; };
   if (Shard* known = shards_[s][number].known.load(std::memory_order_acquire)) return place(known);
   const std::lock_guard lock(open_mutex_);
   std::unique_ptr<Shard>& made = shards_[s][number].made;
@@ -405,30 +409,32 @@ void Reader::read_places(Shard& shard, Scratch& scratch) {
   shard.places = std::move(places);
 }
 
+std::vector<std::int32_t> Reader::cu_seqlens(const Job& job) const {
+  const auto length = static_cast<std::int32_t>(options_.sequence_length);
+  std::vector<std::int32_t> out{0};
+  out.reserve(8 * job.blocks_.size());
+  std::int32_t base = 0;
+  for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
+    for (const std::int32_t end : job.blocks_[k]->row(static_cast<std::size_t>(job.places_[k])).document_ends) {
+      out.push_back(base + end);
+    }
+    base += length;
+    if (out.back() < base) out.push_back(base);  // the padding
+  }
+  return out;
+}
+
 Segments Reader::segments(const Job& job) const {
   Segments out;
   constexpr float none = std::numeric_limits<float>::quiet_NaN();
   const auto length = static_cast<std::int32_t>(options_.sequence_length);
-  std::size_t count = 0;
-  for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
-    count += job.blocks_[k]->row(static_cast<std::size_t>(job.places_[k])).document_ends.size() + 1;
-  }
-  out.cu_seqlens.reserve(count + 1);
-  out.numbers.reserve(count);
-  out.branches.reserve(count);
-  out.pairs.reserve(count);
-  out.parents.reserve(count);
-  out.scores.reserve(count);
-  out.desirable.reserve(count);
-  out.cu_seqlens.push_back(0);
   for (std::size_t k = 0; k < job.blocks_.size(); ++k) {
     const Block& block = *job.blocks_[k];
     const auto r = static_cast<std::size_t>(job.places_[k]);
-    const std::int32_t base = static_cast<std::int32_t>(k) * length;
-    std::int32_t number = 1;
+    std::int32_t number = 1, end = 0;
     for (auto d = static_cast<std::size_t>(block.document_offsets[r]);
          d < static_cast<std::size_t>(block.document_offsets[r + 1]); ++d) {
-      out.cu_seqlens.push_back(base + block.document_ends[d]);
+      end = block.document_ends[d];
       out.numbers.push_back(number++);
       out.branches.push_back(block.branches[d]);
       out.pairs.push_back(block.pairs.empty() ? -1 : block.pairs[d]);
@@ -436,8 +442,7 @@ Segments Reader::segments(const Job& job) const {
       out.scores.push_back(block.scores.empty() ? none : block.scores[d]);
       out.desirable.push_back(block.desirable.empty() ? std::int8_t{-1} : block.desirable[d]);
     }
-    if (out.cu_seqlens.back() < base + length) {  // the padding
-      out.cu_seqlens.push_back(base + length);
+    if (end < length) {  // the padding
       out.numbers.push_back(0);
       out.branches.push_back(0);
       out.pairs.push_back(-1);

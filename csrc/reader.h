@@ -49,13 +49,12 @@ using BatchOut = RowOut;
 
 // What has no fixed size, over all rows of a batch as one line of rows * sequence_length tokens.
 struct Segments {
-  std::vector<std::int32_t> cu_seqlens;  // [segments + 1]: a padding tail is a segment of its own
-  std::vector<std::int32_t> numbers;     // [segments] of the document in its row from 1; 0 for padding
-  std::vector<std::uint8_t> branches;    // [segments] format.Branch
-  std::vector<std::int64_t> pairs;       // [segments] -1 for none
-  std::vector<std::int32_t> parents;     // [segments] places back to the prompt that it continues, 0 for none
-  std::vector<float> scores;             // [segments] NaN for none
-  std::vector<std::int8_t> desirable;    // [segments] 1 or 0, -1 for none
+  std::vector<std::int32_t> numbers;   // [segments] of the document in its row from 1; 0 for padding
+  std::vector<std::uint8_t> branches;  // [segments] format.Branch
+  std::vector<std::int64_t> pairs;     // [segments] -1 for none
+  std::vector<std::int32_t> parents;   // [segments] places back to the prompt that it continues, 0 for none
+  std::vector<float> scores;           // [segments] NaN for none
+  std::vector<std::int8_t> desirable;  // [segments] 1 or 0, -1 for none
 };
 struct BatchRuns {
   std::vector<std::int32_t> ends;                // [runs]
@@ -115,7 +114,8 @@ class Reader {
   // job at a time may be waited for.
   void wait(Job& job);
 
-  // The facts of a batch that was waited for.
+  // The facts of a batch that was waited for. cu_seqlens: [segments + 1]; a padding tail is a segment of its own.
+  std::vector<std::int32_t> cu_seqlens(const Job& job) const;
   Segments segments(const Job& job) const;
   BatchRuns runs(const Job& job) const;
 
@@ -152,9 +152,10 @@ class Reader {
   // A row of a job on its way.
   struct Visit {
     Found found;
+    std::size_t number, in_block;        // of the block in its shard, of the row in its block
     std::shared_ptr<const Block> block;  // nullptr until it is known
-    const OpenFile* file;  // which the bench keeps
-    std::int64_t ids;      // where they begin in the file
+    const OpenFile* file;                // which the bench keeps
+    std::int64_t ids;                    // where they begin in the file
   };
   // What one thread works with.
   struct Bench {

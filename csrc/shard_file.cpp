@@ -148,8 +148,8 @@ void ShardFile::read_row(std::int64_t row, std::int64_t offset, std::int64_t cou
   if (seal_ids(bytes, count, out, ahead) == expected) return;
   // Read again with its pages, which say where it is wrong.
   if (seal_ids(read(offset, length, scratch), count, out, nullptr) != expected) {
-    throw WrongBytes{offset / region_size, "its bytes changed while it was in use (a row from byte " +
-                                               std::to_string(offset) + " on)"};
+    throw WrongBytes{offset / region_size,
+                     "its bytes changed while it was in use (a row from byte " + std::to_string(offset) + " on)"};
   }
 }
 

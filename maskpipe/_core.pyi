@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import CapsuleType
 
 _Int32 = npt.NDArray[np.int32]
 _Int64 = npt.NDArray[np.int64]
@@ -385,7 +386,7 @@ def interleave(rates: _Int64, credits: _Int64, counts: _Int64, positions: Suppor
 # csrc/reader.h
 
 class Pool:
-    """Pieces of memory of one size; a piece comes back when the last array over it is gone."""
+    """Pieces of memory of one size; a piece comes back when the last array or tensor over it is gone."""
 
     def __init__(self, size: SupportsIndex) -> None: ...
     def take(self) -> _UInt8:
@@ -422,12 +423,12 @@ _Place = tuple[tuple[int, ...], tuple[int, ...], int, int]
 class Delivered:
     """A batch that is read and proved."""
 
-    def column(self, name: str) -> npt.NDArray[Any] | None:
-        """A dense column [rows, sequence_length] over the batch's memory, None when it was not asked for: ids32,
-        input_ids, labels, targets, position_ids, segment_ids, loss_weights, role_ids. Or sources int32, rows int64
-        [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64, scores
-        float32, desirable int8 [segments];
-        run_ends int32, run_roles, run_parts, run_loss uint8, run_weights float32 [runs]: ask for each of these once."""
+    def tensor(self, name: str) -> CapsuleType | None:
+        """As DLPack. A dense column [rows, sequence_length] over the batch's memory, None when it was not asked for:
+        ids32, input_ids, labels, targets, position_ids, segment_ids, loss_weights, role_ids. Or sources int32, rows
+        int64 [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64,
+        scores float32, desirable int8 [segments]; run_ends int32, run_roles, run_parts, run_loss uint8, run_weights
+        float32 [runs]: ask for each of these once."""
 
     def place(self) -> _Place:
         """Where the run stands after it."""

@@ -118,7 +118,10 @@ class Batch:
 
     @property
     def input_ids(self) -> Tensor:
-        return self._dense("input_ids", lambda: self._fact("ids32").long())
+        tensor = self._read("input_ids")
+        if tensor is None:
+            tensor = self._tensors["input_ids"] = self._fact("ids32").long()
+        return tensor
 
     @property
     def max_seqlen(self) -> int:
@@ -476,9 +479,9 @@ class Batch:
         """A tensor that was made before, or that the core made."""
         tensor = self._tensors.get(name)
         if tensor is None and self._given is not None:
-            column = self._given.column(name)
-            if column is not None:
-                tensor = self._tensors[name] = torch.from_numpy(column)
+            made = self._given.tensor(name)
+            if made is not None:
+                tensor = self._tensors[name] = torch.from_dlpack(made)
         return tensor
 
     def _fact(self, name: str) -> Tensor:
