@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from maskpipe import _core
 from maskpipe.errors import UsageError
@@ -481,7 +482,7 @@ class Batch:
         if tensor is None and self._given is not None:
             made = self._given.tensor(name)
             if made is not None:
-                tensor = self._tensors[name] = torch.from_dlpack(made)
+                tensor = self._tensors[name] = from_dlpack(made)
         return tensor
 
     def _fact(self, name: str) -> Tensor:
