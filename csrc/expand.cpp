@@ -16,8 +16,8 @@ namespace {
 
 constexpr std::int64_t no_label = -100;
 
-// Where a stretch begins, which may be anywhere, a few values go one by one: else every other wide store would touch two
-// lines of the cache, which halves the speed.
+// Where a stretch begins, which may be anywhere, a few values go one by one: else every other wide store would touch
+// two lines of the cache, which halves the speed.
 bool crooked(const std::int64_t* at) { return reinterpret_cast<std::uintptr_t>(at) % 32 != 0; }
 
 MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size, std::int64_t from) {

@@ -196,6 +196,31 @@ def test_a_row_that_was_read_before_is_proved_whole_and_alone(
     assert torch.equal([next(stream).input_ids for _ in range(epoch)][-1], last)
 
 
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+@pytest.mark.parametrize("expand", ["host", "device"])
+@pytest.mark.parametrize("length", [5, 256, 301, 1000])
+def test_a_row_of_any_length_is_copied_and_sealed_whole(tmp_path: Path, length: int, expand: Any, io: Any) -> None:
+    """Rows end inside a page, at its end and at no multiple of anything; ids are widened, or copied as they are."""
+    manifest = publish_documents(
+        tmp_path / "d", [chat(length, row) for row in range(3)], sequence_length=length, rows_per_shard=3
+    )
+    shard = tmp_path / "d" / manifest.shards[0].name
+    rows = [torch.from_numpy(row.input_ids.copy()) for row in maskpipe.open(tmp_path / "d")]
+    stream = Loader(tmp_path / "d", global_batch_size=3, io=io, expand=expand, threads=0, shuffle=False)
+    state = stream.state_dict()
+    for _ in range(3):
+        assert torch.equal(next(stream).input_ids, torch.stack(rows).long())
+    place = shard.read_bytes().index(rows[1].numpy().tobytes())
+    draw = random.Random(length)
+    for bit in {0, 32 * length - 1, *(draw.randrange(32 * length) for _ in range(20))}:
+        flip(shard, 8 * place + bit)
+        stream.load_state_dict(state)
+        with pytest.raises(DatasetError, match=r"changed while .* needed for row [01]\b"):
+            next(stream)
+        flip(shard, 8 * place + bit)
+    assert torch.equal(next(stream).input_ids, torch.stack(rows).long())
+
+
 @pytest.mark.parametrize("what", ["missing", "link", "directory", "pipe"])
 def test_what_is_no_shard_is_named(tmp_path: Path, what: str) -> None:
     manifest = publish_documents(tmp_path / "d", [chat(60, row) for row in range(9)], rows_per_shard=9)
