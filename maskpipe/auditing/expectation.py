@@ -89,7 +89,9 @@ class Expected:
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class View:
+    """A text that becomes a document, and the turns in it."""
+
     shown: Shown
     turns: list[Turn]
     own: int
@@ -106,8 +108,10 @@ class Begun:
     text: Text | None
     renders: Renders | None
     turns: list[Turn] = field(default_factory=list)
-    views: list[_View] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
     refused: frozenset[int] = frozenset()
+    told: bool = False
+    """Was anything taken as the dataset says it?"""
 
     @property
     def prompt(self) -> int:
@@ -136,6 +140,12 @@ class Expectation:
             int(Role[role.upper()]): frozenset(tokens) for role, tokens in recipe.control_tokens_allowed.items()
         }
 
+    def renders(self, item: Conversation) -> Renders:
+        """The renders of a conversation, none made yet. There must be a template."""
+        assert self.rule is not None
+        shown = replace(item, messages=_as_shown(item.messages, self.recipe))
+        return Renders(self.rule.template, shown, {**self.recipe.chat_template_kwargs, **item.chat_template_kwargs})
+
     def begin(
         self,
         number: int,
@@ -150,12 +160,12 @@ class Expectation:
             return Begun(number, base, None, item, None)
         if self.rule is None:
             raise CannotProveError("the dataset holds no chat template")
-        shown = replace(item, messages=_as_shown(item.messages, self.recipe))
-        renders = Renders(self.rule.template, shown, {**self.recipe.chat_template_kwargs, **item.chat_template_kwargs})
+        renders = self.renders(item)
+        messages = renders.messages
         whole = renders.shown(renders.count)
         turns = [
             self.rule.in_place(renders, index)
-            for index, message in enumerate(shown.messages)
+            for index, message in enumerate(messages)
             if message.get("role") == "assistant"
         ]
         said = {turn.message for turn in turns if turn.message in refused and not turn.verdict & Verdict.REFUSED}
@@ -167,7 +177,7 @@ class Expectation:
             else turn
             for turn in turns
         ]
-        begun = Begun(number, base, item, None, renders, turns, refused=frozenset(said))
+        begun = Begun(number, base, item, None, renders, turns, refused=frozenset(said), told=bool(refused or silent))
         self._plan(begun, whole)
         return begun
 
@@ -194,7 +204,7 @@ class Expectation:
         assert conversation is not None and begun.renders is not None and self.rule is not None
         begun.views = []
         if selection.everything or not selection.takes_turns:
-            begun.views = [_View(whole, turns, -1, frozenset())]
+            begun.views = [View(whole, turns, -1, frozenset())]
             return
         answers = [turn.message for turn in turns if turn.message >= begun.prompt]
         wanted = selection.chosen(answers)
@@ -204,7 +214,7 @@ class Expectation:
             wanted &= {turns[-1].message}
         in_place = frozenset(turn.message for turn in turns if turn.message not in apart) & wanted
         if selection.takes_others or in_place:
-            begun.views.append(_View(whole, turns, -1, in_place))
+            begun.views.append(View(whole, turns, -1, in_place))
         if self.recipe.on_history_rewrite not in ("split", "last"):
             return
         for message in apart:
@@ -213,7 +223,7 @@ class Expectation:
                     raise CannotProveError("a turn is taken as the data has it (sampled_text: verbatim)")
                 own = self.rule.apart(begun.renders, message)
                 if own is not None:
-                    begun.views.append(_View(own[0], [own[1]], message, frozenset([message])))
+                    begun.views.append(View(own[0], [own[1]], message, frozenset([message])))
 
     def _behind_a_cut(self, begun: Begun, made: list[Expected]) -> set[int]:
         if not made or made[0].turn >= 0 or self.recipe.on_history_rewrite == "accept":
@@ -226,12 +236,12 @@ class Expectation:
 
     # -- facts
 
-    def _of_view(self, begun: Begun, view: _View, whole: Spelled) -> Expected:
+    def _of_view(self, begun: Begun, view: View, whole: Spelled) -> Expected:
         conversation, renders = begun.conversation, begun.renders
         assert conversation is not None and renders is not None
         shown, size = view.shown, len(view.shown)
-        roles, parts, messages, sampled, empty = self._characters(shown, view.turns, renders)
-        cuts = sorted({turn.cut for turn in view.turns if turn.cut > 0 and turn.message in view.trained})
+        roles, parts, messages, sampled, empty = self.characters(shown, view.turns, renders)
+        cuts = self.cuts(view)
         allowed = None
         if self._allowed:
             none: frozenset[str] = frozenset()
@@ -247,11 +257,7 @@ class Expectation:
         flags = np.where(whole_inside, np.uint8(Flag.SAMPLED), np.where(count > 0, np.uint8(Flag.STRADDLES), 0))
         flags |= np.where(whole_inside & empty[starts], np.uint8(Flag.EMPTY_REASONING), np.uint8(0))
         flags[list(tokens.cuts)] |= np.uint8(Flag.CUT_BEFORE)
-        verdicts = {
-            turn.message + begun.base: turn.verdict
-            for turn in (*begun.turns, *view.turns)
-            if turn.message >= begun.prompt
-        }
+        verdicts = self.verdicts(begun, view)
         own = messages[starts]
         weights = None
         if any(weight not in (None, 1) for weight in conversation.weights):
@@ -263,7 +269,20 @@ class Expectation:
             starts, ends, shown, shown.text, begun.item, begun.base,
         )  # fmt: skip
 
-    def _characters(
+    @staticmethod
+    def cuts(view: View) -> list[int]:
+        """Where prompts end inside of a text, ascending."""
+        return sorted({turn.cut for turn in view.turns if turn.cut > 0 and turn.message in view.trained})
+
+    @staticmethod
+    def verdicts(begun: Begun, view: View) -> dict[int, int]:
+        return {
+            turn.message + begun.base: turn.verdict
+            for turn in (*begun.turns, *view.turns)
+            if turn.message >= begun.prompt
+        }
+
+    def characters(
         self, shown: Shown, turns: Sequence[Turn], renders: Renders
     ) -> tuple[UInt8, UInt8, Int32, Bool, Bool]:
         """Role, part, message, sampled and empty reasoning of each character."""

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from maskpipe.tokenizer import Tokenizer
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 _WINDOWS = 4096
+_TOGETHER = 64
+"""Texts that go to the tokenizer together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,40 @@ class Speller:
     def spell(self, texts: Sequence[str]) -> list[Spelled]:
         """The tokens of each text, taken whole."""
         return [_spelled(encoding, 0) for encoding in self._whole.encode_batch(list(texts), add_special_tokens=False)]
+
+    def spell_flat(self, texts: Sequence[str]) -> tuple[Int32, Int32, Int32, list[int]]:
+        """As `spell`, for many texts: ids, starts and ends of all their tokens, one text behind the other, and how
+        many tokens each has."""
+        sizes, ids, offsets = [], [], []
+        for start in range(0, len(texts), _TOGETHER):
+            made = self._whole.encode_batch(list(texts[start : start + _TOGETHER]), add_special_tokens=False)
+            own = [len(encoding) for encoding in made]
+            count = sum(own)
+            ids.append(np.fromiter(chain.from_iterable(encoding.ids for encoding in made), np.int32, count))
+            both = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in made))
+            offsets.append(np.fromiter(both, np.int32, 2 * count).reshape(-1, 2))
+            sizes += own
+        spans = np.concatenate([np.zeros((0, 2), np.int32), *offsets])
+        return np.concatenate([np.zeros(0, np.int32), *ids]), spans[:, 0], spans[:, 1], sizes
+
+    def is_control(self, ids: Int32) -> Bool:
+        """[n] which of these are control tokens."""
+        out: Bool = self._is_control[ids]
+        return out
+
+    def holds_control(self, text: str) -> bool:
+        """Does a control token stand in the text?"""
+        return self._pattern.search(text) is not None
+
+    def behind_control(self, text: str) -> int:
+        """Where the last control token of the text ends, -1 where it has none."""
+        ends = [match.end() for match in self._pattern.finditer(text)]
+        return ends[-1] if ends else -1
+
+    def window(self, tail: str) -> tuple[int, ...] | None:
+        """The ids of what a prompt has behind its last control token; None where another one is among them."""
+        ids = self._window(tail, "after a token", False)
+        return None if self._is_control[list(ids)].any() else ids
 
     def settle(
         self, text: str, whole: Spelled, data: Bool, allowed: Sequence[frozenset[str]] | None, cuts: Sequence[int]

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from maskpipe.auditing.exchange import BLANKS, MARKUP, Alike, Bool, Int32, UInt32
-from maskpipe.template.sandbox import COMPUTED_LATE, OPTIONS, set_up
+from maskpipe.auditing.plain import Plain
 
 OWN = 0xF0000
 """Added to a character that the template writes by itself."""
@@ -36,16 +35,14 @@ _STRIPS = ("strip", "lstrip", "rstrip")
 _GATHER = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock)
 
 
-class Marked(ImmutableSandboxedEnvironment):
+class Marked(Plain):
     """Stock Jinja2 in transformers' setting, whose templates call the methods below."""
 
-    intercepted_binops = COMPUTED_LATE
     message = -1
     """The message that the innermost loop over messages stands on, -1 for none."""
 
     def __init__(self, clock: str) -> None:
-        super().__init__(**OPTIONS)
-        set_up(self, clock)
+        super().__init__(clock)
         self.tags: UInt32 = np.arange(128, dtype=np.uint32)
         """The characters that can be tagged: those of the template's own texts, and ASCII."""
         self._index = np.zeros(0x10000, np.uint32)

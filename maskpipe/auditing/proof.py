@@ -22,6 +22,7 @@ from maskpipe.auditing.exchange import CannotProveError
 from maskpipe.auditing.expectation import Begun, Expectation, Expected
 from maskpipe.auditing.ids import Spelled
 from maskpipe.auditing.stored import Index, Stored
+from maskpipe.auditing.together import Taken, Together
 from maskpipe.chat import Conversation, Read, read_all
 from maskpipe.derived import listed
 from maskpipe.errors import RecordError, UsageError
@@ -44,6 +45,9 @@ _TOGETHER = 64
 _BLOCK = 1024
 """Records whose documents are looked up together."""
 _NOT_LOSS = np.uint8(0xFF ^ Flag.LOSS)
+_Record = tuple[Read | None, list[Stored], list[Begun | str]]
+"""A record, its documents, and its conversations begun, or the reasons why nothing can be proved of them. No record:
+all is said of it."""
 
 
 @dataclass
@@ -67,6 +71,9 @@ class Proof:
     template shows in a way which its own text could have too. The proof would have found neither wrong."""
     refused_turns: int = 0
     """Turns without loss because the dataset says that they were refused, which the proof took as said."""
+    by_pattern: int = 0
+    """Records, among those looked at, that were rendered as they are and found to be as others of their shape, which
+    were shown with stand-ins (`pattern.py`)."""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -86,6 +93,7 @@ class Proof:
             "tokens_not_proved": self.cannot_tokens,
             "tokens_with_two_readings": self.two_readings,
             "turns_refused_as_said": self.refused_turns,
+            "records_by_pattern": self.by_pattern,
         }
 
     def __str__(self) -> str:
@@ -255,6 +263,22 @@ class _Prover:
 
     def _walk(self, index: Index, keys: npt.NDArray[np.int64], given: set[int]) -> None:
         """Compares the records with these keys, in the order of the source."""
+        together = Together(self.expectation, index)
+        seen = self._walk_once(index, together, keys, given)
+        while together.again:
+            again, together.again = together.again, []
+            for taken in again:
+                self._count(taken, -1)
+            anew = np.array(sorted(key for taken in again for key in taken.keys), np.int64)
+            self._walk_once(index, together, anew, given)
+        absent = np.setdiff1d(keys, np.array(seen, np.int64))
+        for start in range(0, len(absent), _BLOCK):
+            for documents in index.documents(absent[start : start + _BLOCK]).values():
+                for stored in documents:
+                    self._differs("MP602", stored, "documents of records that the source does not have")
+
+    def _walk_once(self, index: Index, together: Together, keys: npt.NDArray[np.int64], given: set[int]) -> list[int]:
+        """The keys that the source has."""
         held: list[tuple[int, Any]] = []
         seen: list[int] = []
         for chunk in self.sources.chunks():
@@ -269,52 +293,71 @@ class _Prover:
                     held.append((base | row, record))
                     seen.append(base | row)
                     if len(held) >= _BLOCK:
-                        self._settle(index, held)
-        self._settle(index, held)
-        absent = np.setdiff1d(keys, np.array(seen, np.int64))
-        for start in range(0, len(absent), _BLOCK):
-            for documents in index.documents(absent[start : start + _BLOCK]).values():
-                for stored in documents:
-                    self._differs("MP602", stored, "documents of records that the source does not have")
+                        self._settle(index, together, held)
+        self._settle(index, together, held)
+        return seen
 
-    def _settle(self, index: Index, held: list[tuple[int, Any]]) -> None:
-        for start in range(0, len(held), _TOGETHER):
-            part = held[start : start + _TOGETHER]
-            stored = index.documents(np.array([key for key, _ in part], np.int64)) if part else {}
-            self._compare_all([(record, stored[key]) for key, record in part])
+    def _settle(self, index: Index, together: Together, held: list[tuple[int, Any]]) -> None:
+        records = [(key, self._read(record)) for key, record in held]
         held.clear()
+        if not records:
+            return
+        read = {key: one for key, one in records if isinstance(one, Read)}
+        first = frozenset(together.begin(list(read.items())))
+        stored = index.documents(np.array(sorted(first), np.int64))
+        begun = {key: self._begin(together, key, read[key], stored[key]) for key in sorted(first)}
+        taken = together.take([(key, one) for key, one in read.items() if key not in first])
+        self._count(taken, 1)
+        done = frozenset(taken.keys)
+        rest = [(key, one) for key, one in records if key not in done]
+        stored = index.documents(np.array([key for key, _ in rest if key not in first], np.int64))
+        for at in range(0, len(rest), _TOGETHER):
+            self._compare_all(
+                [
+                    begun.get(key) or self._begin(together, key, one, stored[key])
+                    for key, one in rest[at : at + _TOGETHER]
+                ]
+            )
+
+    def _count(self, taken: Taken, sign: int) -> None:
+        self.out.records += sign * len(taken.keys)
+        self.out.by_pattern += sign * len(taken.keys)
+        self.out.documents += sign * taken.documents
+        self.out.tokens += sign * taken.tokens
 
     # -- records
 
-    def _compare_all(self, records: list[tuple[Any, list[Stored]]]) -> None:
-        begun: list[tuple[Read | None, list[Stored], list[Begun | str]]] = []
-        for record, documents in records:
-            self.out.records += 1
-            begun.append(self._begin(record, documents))
+    def _read(self, record: Any) -> Read | RecordError:
+        if isinstance(record, RecordError):
+            return record
+        try:
+            return read_all(record, self.recipe)
+        except RecordError as error:
+            return error
+
+    def _compare_all(self, begun: list[_Record]) -> None:
+        self.out.records += len(begun)
         waiting = [part for _, _, parts in begun for part in parts if isinstance(part, Begun)]
         spelled = iter(self.expectation.speller.spell([text for part in waiting for text in part.texts]))
         tokens = {id(part): [next(spelled) for _ in part.texts] for part in waiting}
-        for read, documents, parts in begun:
-            if read is not None:
+        for shown, documents, parts in begun:
+            if shown is not None:
                 expected, reasons = finish_all(self.expectation, parts, tokens)
                 self.out.refused_turns += sum(len(part.refused) for part in parts if isinstance(part, Begun))
-                self._compare(read, documents, expected, reasons)
+                self._compare(shown, documents, expected, reasons)
 
-    def _begin(self, record: Any, documents: list[Stored]) -> tuple[Read | None, list[Stored], list[Begun | str]]:
+    def _begin(self, together: Together, key: int, read: Read | RecordError, documents: list[Stored]) -> _Record:
         """The conversations of a record, each begun, or the reason why nothing can be proved of it."""
-        whole = [stored for stored in documents if stored.branch == Branch.NONE]
-        try:
-            if isinstance(record, RecordError):
-                raise record
-            read = read_all(record, self.recipe)
-        except RecordError as error:
+        if isinstance(read, RecordError):
             for stored in documents:
-                self._differs("MP602", stored, f"documents of records that cannot be read: {error.reason}")
+                self._differs("MP602", stored, f"documents of records that cannot be read: {read.reason}")
             return None, [], []
+        whole = [stored for stored in documents if stored.branch == Branch.NONE]
         if len(whole) < len(documents):
             self._compare_pair(read, documents)
             return None, [], []
         parts = begin_all(self.expectation, read, whole)
+        together.learn(key, parts)
         return read, whole, parts
 
     def _compare(self, read: Read, documents: list[Stored], expected: list[Expected], reasons: dict[int, str]) -> None:

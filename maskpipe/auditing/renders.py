@@ -16,16 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jinja2 import meta
 
 from maskpipe.auditing.exchange import CALLS, LETTERS, REASONING, SPACES, CannotProveError, Data, Exchange
 from maskpipe.auditing.marked import ANY_TEXT, JOINED_TEXT, NO_TEXT, PRINTED_TEXT, Marked, without_escapes
+from maskpipe.auditing.plain import Plain
 from maskpipe.auditing.shown import Shown, match
 from maskpipe.chat import Conversation
 from maskpipe.errors import MaskpipeError
-from maskpipe.roles import role_of
+from maskpipe.roles import Role, role_of
 from maskpipe.template.sandbox import plain_environment
 
 
@@ -40,7 +42,7 @@ class Template:
     """Shape of a conversation → how often each way failed without ever succeeding, -1 once it did."""
 
     def __post_init__(self) -> None:
-        self._plain = plain_environment(self.clock).from_string(self.source)
+        self._plain = Plain(self.clock).from_string(self.source)
         self.marked = Marked(self.clock)
         self._dark = [self.marked.compiled(self.source, marks) for marks in range(NO_TEXT, ANY_TEXT + 1)]
         same = self._dark[PRINTED_TEXT][1] == self._dark[JOINED_TEXT][1]
@@ -56,7 +58,9 @@ class Template:
 
     def plain(self, given: Mapping[str, Any], count: int, prompt: bool) -> str:
         """What stock Jinja2 prints of the first `count` messages."""
-        return str(self._run(lambda: self._plain.render(self._variables(given, count, prompt))))
+        program = self._plain
+        variables = self._variables(given, count, prompt)
+        return str(self._run(lambda: "".join(program.root_render_func(program.new_context(variables)))))
 
     def dark(self, data: Data, count: int, prompt: bool, marks: int) -> tuple[str, list[int], list[int]]:
         """The dark text, in which text of the template is another one too, as `marks` says; and where it was printed
@@ -115,16 +119,25 @@ class Renders:
 
     def __init__(self, template: Template, conversation: Conversation, kwargs: Mapping[str, Any]) -> None:
         self.template = template
-        messages = [_with_aliases(message) for message in conversation.messages]
+        self.messages = conversation.messages
+        messages = [_with_aliases(message) for message in self.messages]
         self.given: dict[str, Any] = {
             "messages": messages, "tools": conversation.tools, "documents": conversation.documents,
             "kwargs": dict(kwargs),
         }  # fmt: skip
         self.count = len(messages)
-        self.roles = [role_of(str(message.get("role"))) for message in messages]
         self._plain: dict[tuple[int, bool], str | _RefusedError] = {}
         self._shown: dict[tuple[int, bool], Shown] = {}
         self._data: dict[int, Data] = {}
+
+    @cached_property
+    def roles(self) -> list[Role]:
+        return [role_of(str(message.get("role"))) for message in self.messages]
+
+    @property
+    def rendered(self) -> list[tuple[int, bool]]:
+        """What was rendered by now: (messages, whether with generation prompt)."""
+        return list(self._plain)
 
     def plain(self, count: int, prompt: bool = False) -> str | None:
         """The text; None where the template refuses."""

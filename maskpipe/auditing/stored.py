@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpipe.document import Float32, Int32, UInt8
+from maskpipe.roles import Branch
 from maskpipe.shards.documents import dense_weights, verdict_map
 from maskpipe.shards.reader import Dataset, ShardReader
 from maskpipe.shards.rows import Rows
 
-_BATCHES_KEPT = 24
-"""Record batches kept in memory, about 1 MiB of ids each."""
+_BATCHES_KEPT = 64
+"""Record batches kept in memory, about 1 MiB of ids and 2 MiB of facts each."""
 
 
 class Piece(NamedTuple):
@@ -29,6 +30,20 @@ class Piece(NamedTuple):
     """Row of the dataset."""
     start: int
     end: int
+
+
+class Found(NamedTuple):
+    """A document where it stands, before its tokens are looked at."""
+
+    batch: int
+    turn: int
+    length: int
+    ids: int
+    """Its first token among all those of the batch, padding included."""
+    facts: int
+    """Its first token among those of the batch that runs cover."""
+    verdicts: bytes
+    """VERDICT_DTYPE, one per turn."""
 
 
 @dataclass(eq=False)
@@ -77,6 +92,7 @@ class Index:
         self.dataset = dataset
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._batches: OrderedDict[int, Rows] = OrderedDict()
+        self._flat: dict[int, _Flat] = {}
         self._places: list[tuple[int, int, int]] = []  # (shard, batch in it, first row of the dataset)
         sources, records, batches = [], [], []
         first = 0
@@ -123,6 +139,43 @@ class Index:
                     parts.clear()
         return out
 
+    def found(self, keys: npt.NDArray[np.int64]) -> dict[int, list[Found] | None]:
+        """Where the documents of these records stand, in the order of the dataset; None for a record of which one
+        is not whole, is of a preference pair, or stands in a row with weights."""
+        begin, end = np.searchsorted(self._keys, keys, "left"), np.searchsorted(self._keys, keys, "right")
+        out: dict[int, list[Found] | None] = {int(key): [] for key in keys}
+        for number in np.unique(self._of[_ranges(begin, end)]).tolist():
+            rows, flat = self._rows(number), self._flat_of(number)
+            of_documents = rows.documents
+            offsets = rows.verdict_offsets.tolist()
+            for k in np.flatnonzero(np.isin(flat.keys, keys)).tolist():
+                key = int(flat.keys[k])
+                known = out[key]
+                if not flat.simple[k]:
+                    out[key] = None
+                elif known is not None:
+                    said = rows.verdicts[offsets[k] : offsets[k + 1]].tobytes()
+                    entry = of_documents[k]
+                    where = int(flat.ids[k]), int(flat.facts[k])
+                    known.append(Found(number, int(entry["turn"]), int(entry["length"]), *where, said))
+        return out
+
+    def tokens(self, found: Sequence[Found]) -> tuple[Int32, npt.NDArray[np.int64]]:
+        """([tokens] ids, [tokens] facts as `fact_codes` says) of these documents, one behind the other."""
+        sizes = [document.length for document in found]
+        ids, codes = np.empty(sum(sizes), np.int32), np.empty(sum(sizes), np.int64)
+        starts = np.concatenate(([0], np.cumsum(sizes))).tolist()
+        by_batch: dict[int, list[int]] = {}
+        for k, document in enumerate(found):
+            by_batch.setdefault(document.batch, []).append(k)
+        for number, own in by_batch.items():
+            all_ids, all_codes = self._rows(number).input_ids.reshape(-1), self._flat_of(number).codes
+            for k in own:
+                at, document = starts[k], found[k]
+                ids[at : at + document.length] = all_ids[document.ids : document.ids + document.length]
+                codes[at : at + document.length] = all_codes[document.facts : document.facts + document.length]
+        return ids, codes
+
     def close(self) -> None:
         while self._readers:
             self._readers.popitem()[1].close()
@@ -159,9 +212,14 @@ class Index:
             shard, batch, _ = self._places[number]
             self._batches[number] = self._reader(shard).batch(batch)
             if len(self._batches) > _BATCHES_KEPT:
-                self._batches.popitem(last=False)
+                self._flat.pop(self._batches.popitem(last=False)[0], None)
         self._batches.move_to_end(number)
         return self._batches[number]
+
+    def _flat_of(self, number: int) -> _Flat:
+        if number not in self._flat:
+            self._flat[number] = _Flat.of(self._rows(number))
+        return self._flat[number]
 
     def _reader(self, shard: int) -> ShardReader:
         if shard not in self._readers:
@@ -170,6 +228,52 @@ class Index:
                 self._readers.popitem(last=False)[1].close()
         self._readers.move_to_end(shard)
         return self._readers[shard]
+
+
+def fact_codes(roles: Any, parts: Any, flags: Any, messages: Any) -> npt.NDArray[np.int64]:
+    """The facts of tokens or of runs, one number for each."""
+    codes = np.asarray(messages, np.int64) << 24 | np.asarray(flags, np.int64) << 16
+    return codes | np.asarray(parts, np.int64) << 8 | np.asarray(roles, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """The documents of a record batch without its rows."""
+
+    keys: npt.NDArray[np.int64]  # [documents]
+    simple: npt.NDArray[np.bool_]  # [documents] whole, of no pair, in a row without weights
+    ids: npt.NDArray[np.int64]  # [documents] as in Found
+    facts: npt.NDArray[np.int64]  # [documents]
+    codes: npt.NDArray[np.int64]  # [tokens that runs cover]
+
+    @staticmethod
+    def of(rows: Rows) -> _Flat:
+        documents, offsets = rows.documents, rows.document_offsets
+        row = np.repeat(np.arange(len(rows)), np.diff(offsets))
+        ends = documents["end"].astype(np.int64)
+        starts = np.concatenate(([0], ends[:-1]))
+        starts[offsets[:-1][np.diff(offsets) > 0]] = 0
+        runs = rows.runs
+        run_ends: npt.NDArray[np.int64] = runs["end"].astype(np.int64)
+        sizes = run_ends - np.concatenate(([0], run_ends[:-1]))
+        first = rows.run_offsets[:-1][np.diff(rows.run_offsets) > 0]
+        sizes[first] = run_ends[first]
+        covered = np.concatenate(([0], np.cumsum(sizes)))
+        before = covered[rows.run_offsets[:-1]]
+        codes = np.repeat(fact_codes(runs["role"], runs["part"], runs["flags"], runs["message"]), sizes)
+        weighted = np.diff(rows.weight_offsets) > 0
+        simple = (documents["length"] == ends - starts) & (documents["branch"] == Branch.NONE) & ~weighted[row]
+        return _Flat(
+            documents["source"].astype(np.int64) << 40 | documents["row"].astype(np.int64), simple,
+            row * rows.input_ids.shape[1] + starts, before[row] + starts, codes,
+        )  # fmt: skip
+
+
+def _ranges(begin: npt.NDArray[Any], end: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """All numbers of the ranges [begin[k], end[k]), one after the other."""
+    sizes = end - begin
+    out: npt.NDArray[np.int64] = np.arange(sizes.sum()) + np.repeat(begin - (np.cumsum(sizes) - sizes), sizes)
+    return out
 
 
 def _dense(rows: Rows, row: int) -> tuple[npt.NDArray[Any], ...]:
