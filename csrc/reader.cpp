@@ -15,7 +15,7 @@
 namespace maskpipe {
 namespace {
 
-constexpr std::size_t rows_at_once = 4;  // that a thread takes from a job
+constexpr std::size_t rows_at_once = 4;  // that a thread takes from a job, at least
 constexpr std::size_t facts_at_once = 64;
 
 std::vector<std::uint64_t> parse_hashes(const std::string& hex) {
@@ -138,14 +138,16 @@ void Reader::submit(const std::shared_ptr<Job>& job) {
 
 void Reader::work() {
   Bench bench;
+  const auto sharing = static_cast<std::size_t>(options_.threads);
   std::unique_lock lock(queue_mutex_);
   for (;;) {
     work_ready_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
     if (stopping_) return;
     const std::shared_ptr<Job> job = queue_.front();
     const std::size_t first = job->next_, rows = job->rows_.rows.size();
+    const std::size_t share = std::max((rows + sharing - 1) / sharing, rows_at_once);
     const std::size_t last =
-        first < rows ? std::min(first + rows_at_once, rows) : std::min(first + facts_at_once, job->size());
+        first < rows ? std::min(first + share, rows) : std::min(first + facts_at_once, job->size());
     job->next_ = last;
     if (last == job->size() || job->cancelled_) queue_.pop_front();
     if (job->cancelled_) continue;
@@ -155,7 +157,7 @@ void Reader::work() {
     lock.lock();
     --job->active_;
     job->done_ += last - first;
-    if (job->done_ == job->size() || job->active_ == 0) job_done_.notify_all();
+    if (job->done_ == job->size() || (job->cancelled_ && job->active_ == 0)) job_done_.notify_all();
   }
 }
 
