@@ -250,12 +250,18 @@ def test_every_row_comes_once_per_epoch_and_epochs_differ(out: Path) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("size", [12, 24, 60])
-def test_ranks_have_equal_counts_and_what_is_left_out_or_added_is_counted(out: Path, world: int, size: int) -> None:
+def test_ranks_have_equal_counts_and_what_is_left_out_or_added_is_counted(
+    out: Path, world: int, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     for remainder in ("drop", "pad"):
+        caplog.clear()
         loaders = [
             Loader(out, global_batch_size=size, rank=r, world_size=world, epochs=1, remainder=remainder)
             for r in range(world)
         ]
+        left_out = loaders[0].dropped_rows
+        said = f"{left_out} of the 59 rows of a pass fill no global batch of {size} and are left out"
+        assert [said in text for text in caplog.messages] == [True] * (left_out > 0), "once, by rank 0"
         parts = [list(batches(loader)) for loader in loaders]
         assert {len(part) for part in parts} == {len(loaders[0])}
         rows = [row for part in parts for batch in part for row in rows_of(batch)]

@@ -9,6 +9,7 @@ have read ahead shows in nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections import deque
@@ -46,6 +47,8 @@ OPEN_FILES = 256
 """Shards kept open at the same time; others are opened again when they are needed."""
 _COLUMNS = ("labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
 
+_log = logging.getLogger(__name__)
+
 Source = str | Path | Dataset
 
 
@@ -63,7 +66,7 @@ class Loader(IterableDataset[Any]):
     mixture: weight per dataset, for endless runs; None reads each dataset to its end (in proportion to its rows).
         unit: what the weights count: "sequences", "tokens" or "loss_tokens" (means of the manifest).
     remainder: what the last global batch of a pass does when rows run out: "drop" it, or "pad" it with rows without
-        loss. See dropped_rows and padded_rows.
+        loss. See dropped_rows and padded_rows; rank 0 logs a warning when a pass leaves rows out.
     train_on: selectors as for prepare, decided anew over the facts; None keeps the labels as they were prepared.
     weights: "role" or "role.part" → factor of the loss; 0 takes it away.
     columns: dense tensors that the core makes at once; Batch makes the others when they are used.
@@ -167,6 +170,11 @@ class Loader(IterableDataset[Any]):
         self._ended = False
         self._stand(self._fresh())
         self._start(_place_of(self._base))
+        if self.dropped_rows and self.rank == 0:
+            _log.warning(
+                "%d of the %d rows of a pass fill no global batch of %d and are left out; remainder='pad' keeps them",
+                self.dropped_rows, self._rows_of_pass, self.global_batch_size,
+            )  # fmt: skip
 
     def __iter__(self) -> Loader:
         """Itself. Begins the next pass when the one before has ended."""
