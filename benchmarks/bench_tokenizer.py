@@ -60,11 +60,11 @@ def main() -> int:
 
     def library(tokenizer: Tokenizer) -> None:
         for text, _, _ in texts:
-            tokenizer._library.encode_batch_fast([text], add_special_tokens=False)
+            tokenizer._library._encode([text], add_special_tokens=False)
 
     def library_ids(tokenizer: Tokenizer) -> None:
         for text, _, _ in texts:
-            encoded = tokenizer._library.encode_batch_fast([text], add_special_tokens=False)[0]
+            encoded = tokenizer._library._encode([text], add_special_tokens=False)[0]
             np.array(encoded.ids, dtype=np.int32)
 
     def spans(tokenizer: Tokenizer) -> None:

@@ -19,7 +19,9 @@ import numpy.typing as npt
 import tokenizers
 
 from maskpipe.auditing.exchange import CannotProveError
+from maskpipe.errors import UsageError
 from maskpipe.tokenizer import Tokenizer
+from maskpipe.tokenizer.library import HAS_PARTS
 
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
@@ -49,6 +51,11 @@ class Speller:
     """The offsets path of one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, keep_control: bool) -> None:
+        if not HAS_PARTS:
+            raise UsageError(
+                f"the proof takes offsets from the tokenizers library, and tokenizers {tokenizers.__version__} has none; "
+                "install tokenizers<1 to prove a dataset, whichever version it was prepared with"
+            )
         self._config: dict[str, Any] = json.loads(tokenizer.library_json())
         self._config["post_processor"] = None  # it adds tokens, and trims offsets
         self._whole = tokenizers.Tokenizer.from_str(json.dumps(self._config))

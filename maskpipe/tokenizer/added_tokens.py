@@ -99,7 +99,7 @@ class AddedTokens:
     ) -> None:
         self.control = control
         self.normalizer = normalizer
-        whole = normalizer("start")
+        whole = normalizer("start") if any(token.normalized for token in tokens) else None
         self.raw = _Patterns({token.content.encode(): token for token in tokens if not token.normalized})
         normalised = {}
         for token in tokens:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from maskpipe.errors import TokenizerError, UsageError
-from maskpipe.tokenizer.vocabulary import Config
+from maskpipe.tokenizer.vocabulary import AddedToken, Config
 
 FILES = (
     "chat_template.jinja",
@@ -89,39 +88,37 @@ def settings_of(files: Mapping[str, bytes], name: str) -> Config:
     return settings
 
 
-def configured_tokens(settings: Config, there: Iterable[tokenizers.AddedToken]) -> list[tokenizers.AddedToken]:
+def configured_tokens(settings: Config, there: Iterable[AddedToken]) -> list[AddedToken]:
     """The tokens that the settings have beyond those of tokenizer.json; transformers adds them when it loads them."""
-    known = {_flags(token) for token in there}
-    wanted: list[tokenizers.AddedToken] = []
+    known = {replace(token, id=-1) for token in there}
     decoder = settings.get("added_tokens_decoder") or {}
-    for _, entry in sorted(decoder.items(), key=lambda item: int(item[0])):
-        token = _added_token(entry)
-        if _flags(token) not in known:
-            wanted.append(token)
-    contents = {content for content, *_ in known} | {token.content for token in wanted}
+    listed = [_added_token(entry) for _, entry in sorted(decoder.items(), key=lambda item: int(item[0]))]
+    wanted = [token for token in listed if token not in known]
+    contents = {token.content for token in (*known, *wanted)}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     named = [settings[key] for key in SPECIAL_NAMES if settings.get(key)]
     for entry in [*named, *(extra.values() if isinstance(extra, dict) else extra)]:
-        token = _added_token(entry)
-        token.special = True
+        token = _added_token(entry, is_special=True)
         if token.content not in contents:
             contents.add(token.content)
             wanted.append(token)
     return wanted
 
 
-def _added_token(entry: Any) -> tokenizers.AddedToken:
-    """From a string or the JSON object of a settings file."""
+def _added_token(entry: Any, is_special: bool = False) -> AddedToken:
+    """From a string or the JSON object of a settings file; its id is not known."""
     if isinstance(entry, str):
-        return tokenizers.AddedToken(entry, special=True)
+        entry = {"content": entry, "special": True}
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
         raise TokenizerError(f"tokenizer_config.json: {entry!r} is no token; expected a string or an object")
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return tokenizers.AddedToken(entry["content"], **{key: bool(entry[key]) for key in flags if key in entry})
-
-
-def _flags(token: tokenizers.AddedToken) -> tuple[str, bool, bool, bool, bool, bool]:
-    return token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
+    special = is_special or bool(entry.get("special"))
+    return AddedToken(
+        -1,
+        entry["content"],
+        special=special,
+        normalized=bool(entry.get("normalized", not special)),
+        **{flag: bool(entry.get(flag)) for flag in ("lstrip", "rstrip", "single_word")},
+    )
 
 
 def special_tokens_of(settings: Config) -> dict[str, str]:

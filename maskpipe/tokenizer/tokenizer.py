@@ -18,13 +18,13 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 
 from maskpipe import _core
-from maskpipe.errors import TokenizerError, UsageError
+from maskpipe.errors import TokenizerError
+from maskpipe.tokenizer import library
 from maskpipe.tokenizer.added_tokens import AddedTokens, Occurrence, Owned, Scan
 from maskpipe.tokenizer.files import (
     chat_template_of,
@@ -35,6 +35,7 @@ from maskpipe.tokenizer.files import (
     settings_of,
     special_tokens_of,
 )
+from maskpipe.tokenizer.library import Library
 from maskpipe.tokenizer.nfc import nfc_groups
 from maskpipe.tokenizer.positions import (
     NO_INT32,
@@ -48,7 +49,7 @@ from maskpipe.tokenizer.positions import (
     in_characters,
     utf8,
 )
-from maskpipe.tokenizer.stretches import ids_of, pieces_between, without_control
+from maskpipe.tokenizer.stretches import pieces_between, without_control
 from maskpipe.tokenizer.vocabulary import (
     AddedToken,
     Lead,
@@ -119,30 +120,13 @@ class Tokenizer:
             digest.update(data)
         self.fingerprint = digest.hexdigest()
         config = check_config(parsed(self.files, "tokenizer.json", name), name)
-        if not hasattr(tokenizers.Tokenizer, "from_str"):
-            raise UsageError(
-                f"tokenizers {tokenizers.__version__} does not tell parts and added tokens of a tokenizer, with "
-                "which data is kept from writing control tokens; install tokenizers<1"
-            )
-        try:
-            self._library = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"].decode())
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic in the library is no Exception
-            raise TokenizerError(f"{name}: the tokenizers library cannot load tokenizer.json: {error}") from None
-        self._library.no_truncation()
-        self._library.no_padding()
+        self._library = library.load(self.files["tokenizer.json"].decode(), config, name)
         settings = settings_of(self.files, name)
-        missing = configured_tokens(settings, self._library.get_added_tokens_decoder().values())
+        missing = configured_tokens(settings, self._library.added)
         self._has_more_tokens = bool(missing)
         if missing:
-            self._library.add_tokens(missing)
-        self._added = {
-            token.content: AddedToken(
-                id, token.content, token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
-            )
-            for id, token in sorted(self._library.get_added_tokens_decoder().items())
-        }
+            self._library = self._library.with_added(missing)
+        self._added = {token.content: token for token in self._library.added}
         self.added_tokens = {token.content: token.id for token in self._added.values()}
         self.special = frozenset(token.content for token in self._added.values() if token.special)
         self.swallows_before = frozenset(token.content for token in self._added.values() if token.lstrip)
@@ -151,7 +135,7 @@ class Tokenizer:
         self.vocab_size = max([*entries, *self.added_tokens.values()], default=-1) + 1
 
         self._windows: dict[tuple[Lead, bytes], Int32] = {}
-        self.control, self._stretches = without_control(config, self._library.model, self._added.values())
+        self.control, self._stretches = without_control(config, self._library)
         """Added tokens that content may not write unless it is allowed to; library tokenizers that make none."""
         self._adds_space = adds_space(config)
         self._mark = space_mark(config).encode()
@@ -159,7 +143,7 @@ class Tokenizer:
         unknown = config["model"].get("unk_token")
         if config["model"].get("unk_id") is not None:
             unknown = config["model"]["vocab"][config["model"]["unk_id"]][0]
-        self.unknown_id = None if unknown is None else self._library.token_to_id(unknown)
+        self.unknown_id = None if unknown is None else self._library.id_of(unknown)
 
         for token in self._added.values():
             entries.setdefault(token.id, token.content.encode())
@@ -176,12 +160,12 @@ class Tokenizer:
         """Names as templates know them ("eos_token") → text; only those that are set."""
         self.bos_token = self.special_tokens.get("bos_token", "")
         self.eos_token = self.special_tokens.get("eos_token", "")
-        ids = [self._library.token_to_id(self.special_tokens.get(key, "")) for key in ("pad_token", "eos_token")]
+        ids = [self._library.id_of(self.special_tokens.get(key, "")) for key in ("pad_token", "eos_token")]
         self.pad_id: int = next((id for id in ids if id is not None), 0)
         self.chat_template = chat_template_of(self.files, settings)
         stops = [self.eos_token] if self.eos_token else []
         for id in generation_stops_of(self.files, name):
-            content = self._library.id_to_token(id) if 0 <= id < self.vocab_size else None
+            content = self._library.token_of(id) if 0 <= id < self.vocab_size else None
             if content is not None and content not in stops:
                 stops.append(content)
         self.stop_tokens = tuple(stops)
@@ -253,11 +237,11 @@ class Tokenizer:
 
     def library_json(self) -> str:
         """tokenizer.json of this tokenizer, with the tokens that the settings add."""
-        return self._library.to_str() if self._has_more_tokens else self.files["tokenizer.json"].decode()
+        return self._library.json() if self._has_more_tokens else self.files["tokenizer.json"].decode()
 
     def ids(self, texts: Sequence[str]) -> list[Int32]:
         """The ids of each text, taken whole, as the library makes them; control tokens wherever their text stands."""
-        return ids_of(self._library, texts)
+        return self._library.ids(texts)
 
     def encode(
         self, text: str, *, content: Sequence[tuple[int, int, frozenset[str] | None]] = (), cuts: Sequence[int] = ()
@@ -393,7 +377,7 @@ class Tokenizer:
         if stretch is None:
             raise TokenizerError(f"{self.name}: tokens cannot be mapped to the text {raw[begin:end][:200]!r}")
         if owned is not None and (made := self._from_content(stretch, owned)):
-            token = self._library.id_to_token(int(stretch.ids[made[0]]))
+            token = self._library.token_of(int(stretch.ids[made[0]]))
             raise TokenizerError(
                 f"{self.name}: cannot neutralise {token!r} in content: the vocabulary makes it from ordinary text. "
                 "Allow it in content, or use a vocabulary without it."
@@ -408,7 +392,7 @@ class Tokenizer:
         texts: dict[Lead, list[str]] = {}
         for piece in pieces:
             texts.setdefault(piece.lead, []).append(raw[piece.start : piece.end].decode())
-        encoded = {lead: iter(ids_of(self._stretches.of(lead), batch)) for lead, batch in texts.items()}
+        encoded = {lead: iter(self._stretches.of(lead).ids(batch)) for lead, batch in texts.items()}
         parts_of_ids: list[Int32] = []
         tokens: list[int] = []
         count, next_piece = 0, 0
@@ -497,18 +481,10 @@ class Tokenizer:
                 counts["nfc_rewritten"] += size
         return np.array(to_text, np.int64)[placed.ends]
 
-    def _offsets(self, library: Any, text: str, ids: Int32) -> list[tuple[int, int]] | None:
+    def _offsets(self, library: Library, text: str, ids: Int32) -> list[tuple[int, int]] | None:
         """The library's character offsets, if it makes the same ids of this text."""
-        encoded = library.encode(text, add_special_tokens=False)
-        if encoded.ids != ids.tolist():
-            return None
-        offsets = getattr(encoded, "offsets", None)
-        if offsets is None:
-            raise TokenizerError(
-                f"{self.name}: this tokenizer rewrites text, and the installed tokenizers library has no offsets to "
-                "say how; install tokenizers<1, or use a tokenizer whose tokens spell the text"
-            )
-        return list(offsets)
+        own, offsets = library.offsets(text)
+        return offsets if own == ids.tolist() else None
 
     # Cuts
 
