@@ -53,7 +53,7 @@ class Speller:
     def __init__(self, tokenizer: Tokenizer, keep_control: bool) -> None:
         if not HAS_PARTS:
             raise UsageError(
-                f"the proof takes offsets from the tokenizers library, and tokenizers {tokenizers.__version__} has none; "
+                f"the proof takes offsets from the library, and tokenizers {tokenizers.__version__} has none; "
                 "install tokenizers<1 to prove a dataset, whichever version it was prepared with"
             )
         self._config: dict[str, Any] = json.loads(tokenizer.library_json())
