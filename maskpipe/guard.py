@@ -11,13 +11,15 @@ from __future__ import annotations
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 
 from maskpipe.errors import RecordError, UsageError
 
 TASK_SECONDS = 3600.0
 """CPU seconds that a task may spend between records: writing a shard of 256 MiB takes a few."""
+SEVERAL = -2
+"""Noted in place of a row while records are handled together, of which any may be to blame."""
 START_SECONDS = 300.0
 START_BYTES = 2 << 30
 """What loading the tokenizer and the template may take; the largest known take a tenth."""
@@ -59,8 +61,8 @@ class Guard:
         guard.leave()                            after it; whatever goes wrong now is not the record's fault
         guard.end()                              after the task
 
-    A path that handles several records at once may enter each of them only if `one_by_one` is False, and then enters
-    the first: when that fails, the task is run again with `one_by_one`, so that the one can be told from the others.
+    Only if `one_by_one` is False may a path enter records that it handles later, several at once; it then says which
+    with `blame`. When that fails, the task is run again with `one_by_one`, so that the one is told from the others.
     """
 
     def __init__(self, limits: Limits, note: MutableSequence[int]) -> None:
@@ -69,11 +71,12 @@ class Guard:
         self._note = note  # [0] row being processed or -1, [1] how many times that has changed
         self._condemned: Mapping[int, str] = {}
         self._memory = 0
+        self._entered = -1
         note[0] = -1
 
     @property
     def row(self) -> int:
-        """The row being processed, -1 for none."""
+        """The row being processed, -1 for none, SEVERAL for one of several."""
         return self._note[0]
 
     @property
@@ -97,13 +100,17 @@ class Guard:
         if reason is not None:
             return RecordError(_MESSAGES[reason](self.limits, size), reason)
         self._note[1] += 1
-        self._note[0] = row
+        self._note[0] = self._entered = row
         signal.setitimer(signal.ITIMER_PROF, self.limits.seconds_for(size))
         wanted = self.limits.memory_for(size)
         if wanted > self._memory:
             self._memory = wanted
             _limit_memory(wanted)
         return None
+
+    def blame(self, rows: Sequence[int] | None) -> None:
+        """What is done next is done for these rows, or, with None, again for the one entered last."""
+        self._note[0] = self._entered if rows is None or list(rows) == [self._entered] else SEVERAL
 
     def leave(self) -> None:
         self._note[0] = -1
@@ -128,6 +135,9 @@ class _Unguarded(Guard):
     def enter(self, row: int, size: int) -> None:
         """Nothing to set."""
 
+    def blame(self, rows: Sequence[int] | None) -> None:
+        """Nobody asks."""
+
     def leave(self) -> None:
         """Nothing was set."""
 
@@ -148,8 +158,9 @@ _MESSAGES: dict[str, Callable[[Limits, int], str]] = {
         "should be, raise --record-mib"
     ),
     "crashed": lambda limits, size: (
-        "the process that renders and encodes it ends each time it comes to this record. Please report the record with "
-        "its template"
+        "the process that renders and encodes it ends each time it comes to this record. A library that runs out of "
+        f"memory may do that: of a large record, try a --record-mib above {limits.memory >> 20}. Otherwise please "
+        "report the record with its template"
     ),
 }
 

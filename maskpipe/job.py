@@ -17,7 +17,7 @@ from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError, TokenizerError, UsageError
 from maskpipe.partial import JOB, Partial, partial_of
 from maskpipe.recipe import Recipe
-from maskpipe.selection import TRAIN, VALIDATION
+from maskpipe.selection import EMPTY_SPLIT_SIDE, NOTHING_LEFT, TRAIN, VALIDATION
 from maskpipe.shards.format import (
     CARD_FILE,
     CHUNKS,
@@ -132,7 +132,8 @@ def stopped(partial: Partial, error: BaseException) -> BaseException:
     """What to raise for an error that ended a run, with how to go on; and the partial left so that one can."""
     with suppress(OSError):
         partial.sweep_temporary()
-    if partial.is_empty():
+    of_all = isinstance(error, RecordError) and error.reason in (NOTHING_LEFT, EMPTY_SPLIT_SIDE)
+    if of_all or partial.is_empty():  # where all was read and it came to nothing, there is nothing to go on with
         with suppress(OSError):
             partial.remove()
         kept = ""

@@ -18,7 +18,7 @@ from maskpipe.partitions import Stage
 from maskpipe.pool import Pool
 from maskpipe.progress import Seen
 from maskpipe.records import Mapped
-from maskpipe.selection import ChunkKeys, Selection
+from maskpipe.selection import NOTHING_LEFT, ChunkKeys, Selection
 from maskpipe.sources import Chunk, Sources
 from maskpipe.tasks import BackendTask, find_map, map_task, run_backend, run_map
 
@@ -126,5 +126,5 @@ def nothing_left(tally: Tally) -> RecordError:
     first = f". The first: {tally.examples()[0]['message']}" if tally.rejected else ""
     return RecordError(
         f"no record is left of {tally.records:,} ({reasons}); no dataset was made{first}",
-        reason="nothing_left",
+        reason=NOTHING_LEFT,
     )

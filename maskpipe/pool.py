@@ -33,7 +33,7 @@ from typing import Any, Protocol
 
 from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, UsageError
-from maskpipe.guard import UNGUARDED, Guard, Limits
+from maskpipe.guard import SEVERAL, UNGUARDED, Guard, Limits
 from maskpipe.recipe import Recipe
 from maskpipe.tokenizer import Tokenizer
 from maskpipe.worker import raised, work
@@ -217,7 +217,9 @@ class Pool:
 def _judge(job: _Job, fault: str, row: int) -> MaskpipeError | None:
     """Notes a fault of a job. None: run it again, without the records that it condemns; else why that is pointless."""
     job.faults += 1
-    if row < 0:
+    if row == SEVERAL:
+        pass  # the next attempt takes them one by one
+    elif row < 0:
         job.blind += 1
     else:
         job.strikes[row, fault] += 1
@@ -279,7 +281,7 @@ class _Worker:
 
     @property
     def row(self) -> int:
-        """The row that it is processing, -1 for none."""
+        """The row that it is processing, -1 for none, SEVERAL for one of several."""
         return int(self._note[0])
 
     def give(self, kind: str, function: Function, job: _Job) -> None:
@@ -304,7 +306,7 @@ class _Worker:
         state, cpu = _process_state(self.pid)
         self._stopped = self._stopped + passed if state in ("T", "t") else 0.0
         seen = (int(self._note[1]), cpu)
-        self._still = self._still + passed if seen == self._seen and self.row >= 0 else 0.0
+        self._still = self._still + passed if seen == self._seen and self.row != -1 else 0.0
         self._seen = seen
         if self._stopped >= STOPPED_SECONDS:
             return "killed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -137,7 +138,8 @@ def map_chunk(encoder: Encoder, chunk: Chunk, sink: Any, proof: int | None, guar
 
 
 def sample_texts(encoder: Encoder, chunk: Chunk, most: int, guard: Guard = UNGUARDED) -> list[str]:
-    """The first texts of the chunk that go to the tokenizer, together about `most` bytes."""
+    """The first texts of the chunk that go to the tokenizer, the last one cut: together at most `most` characters, as
+    no record answers for what is done with them."""
     out: list[str] = []
     left = most
     for row, record in chunk.records(_judge(chunk, guard)):
@@ -149,9 +151,9 @@ def sample_texts(encoder: Encoder, chunk: Chunk, most: int, guard: Guard = UNGUA
             items = _parsed(record, encoder.recipe, chunk, row).items
         except RecordError:
             continue  # add_records comes to it again, and says so
-        for begun in map(encoder.begin, items):
-            out += begun.texts
-            left -= begun.size
+        for text in itertools.chain.from_iterable(encoder.begin(item).texts for item in items):
+            out.append(text[: max(0, left)])
+            left -= len(text)
     guard.leave()
     return out
 
@@ -214,6 +216,9 @@ def add_records(
     def settle() -> None:
         """Adds what becomes of the records held."""
         nonlocal n_units
+        if not held:
+            return
+        guard.blame([record.row for record in held])
         begun_items = [begun for record in held for begun in record.begun]
         texts = [text for begun in begun_items for text in begun.texts]
         ids = encoder.ids([*texts, *(record.draft.text() for record in held if record.draft is not None)])
@@ -261,6 +266,7 @@ def add_records(
             for document in encoded.documents:
                 documents.add(document)
         held.clear()
+        guard.blame(None)
 
     def write() -> None:
         """Writes the documents that are settled."""

@@ -27,6 +27,8 @@ Bool = npt.NDArray[np.bool_]
 
 TRAIN, VALIDATION = "train", "validation"
 DUPLICATE, OTHER_SIDE = "duplicate", "other_side"
+NOTHING_LEFT, EMPTY_SPLIT_SIDE = "nothing_left", "empty_split_side"
+"""Reasons for which all records together come to no dataset."""
 TOKENS_DUPLICATE, TOKENS_OTHER_SIDE, TOKENS_REPEATED = (
     "tokens_dropped_duplicate",
     "tokens_dropped_other_side",
@@ -163,7 +165,7 @@ def check_sides(sides: Sequence[Side], recipe: Recipe) -> None:
             raise RecordError(
                 f"validation={recipe.validation:g} of {records:,} record{'s' * (records != 1)} leaves the side "
                 f"{side.name!r} empty; nothing was written. Take another share, more data, or no validation",
-                reason="empty_side",
+                reason=EMPTY_SPLIT_SIDE,
             )
 
 

@@ -45,23 +45,40 @@ HARM: dict[str, Callable[[], Any]] = {
 }
 
 
+def _harm_by(text: str, task: MapTask) -> None:
+    for word, harm in HARM.items():
+        done = Path(task.directory).parent / f"{word}.done"
+        if f"{word}!" in text or (f"{word}?" in text and not done.exists()):
+            done.touch()
+            harm()
+
+
+def run_map_with_harm_in_the_tokenizer(encoder: Encoder, task: MapTask, guard: Guard) -> str:
+    """The same, when its text is encoded, together with those of other records."""
+    ids = encoder.ids
+
+    def harmful(texts: list[str]) -> Any:
+        for text in texts:
+            _harm_by(text, task)
+        return ids(texts)
+
+    encoder.ids = harmful  # type: ignore[method-assign, assignment]
+    try:
+        return run_map(encoder, task, guard)
+    finally:
+        encoder.ids = ids  # type: ignore[method-assign]
+
+
 def run_map_with_harm(encoder: Encoder, task: MapTask, guard: Guard) -> str:
     """A record that says WORD! does harm each time; one that says WORD? does it once, and a file then says so."""
     begin, read = encoder.begin, UsualRecords.read
 
-    def harm_by(text: str) -> None:
-        for word, harm in HARM.items():
-            done = Path(task.directory).parent / f"{word}.done"
-            if f"{word}!" in text or (f"{word}?" in text and not done.exists()):
-                done.touch()
-                harm()
-
     def harmful(record: Conversation | Text) -> Begun:
-        harm_by(str(record))
+        _harm_by(str(record), task)
         return begin(record)
 
     def harmful_line(usual: UsualRecords, line: bytes) -> _core.Draft | None:
-        harm_by(line.decode())
+        _harm_by(line.decode(), task)
         return read(usual, line)
 
     encoder.begin = harmful  # type: ignore[method-assign]

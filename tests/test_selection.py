@@ -191,6 +191,13 @@ def test_where_no_record_is_selected_it_says_so(tmp_path: Path) -> None:
         maskpipe.prepare(a, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
 
 
+def test_where_nothing_is_left_nothing_is_kept_and_no_rerun_is_advised(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "Hello?"}]}])
+    with pytest.raises(RecordError, match=r"The first: a\.jsonl:1: no turn.*no assistant message$"):
+        maskpipe.prepare(a, tmp_path / "out", tokenizer=TOKENIZER, recipe=RECIPE, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 def test_a_dry_run_names_what_it_does_not_try() -> None:
     recipe = dataclasses.replace(RECIPE, validation=0.5, deduplicate=True, source_weights={"iterable": 2.0})
     trial = dry_run([record(1)], tokenizer=TOKENIZER, recipe=recipe)
@@ -245,7 +252,8 @@ def test_an_empty_side_is_an_error(tmp_path: Path) -> None:
         maskpipe.prepare(
             source, tmp_path / "out", tokenizer=TOKENIZER, recipe=dataclasses.replace(RECIPE, validation=0.5)
         )
-    assert caught.value.reason == "empty_side" and not (tmp_path / "out").exists()
+    assert caught.value.reason == "empty_split_side" and "run the same command again" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_duplicates_are_listed_with_the_record_that_stays(tmp_path: Path) -> None:

@@ -347,6 +347,24 @@ def test_a_directory_is_read_in_order_and_what_is_left_out_is_counted(tmp_path: 
         open_sources(tmp_path, split="tra")
 
 
+def test_datasets_and_unfinished_work_among_the_sources_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
+    datasets_and_work = {
+        "out": ["manifest.json", "manifest.sha256", "rejects.jsonl"],
+        "new.partial": ["job.json", "dataset/part-00000.arrow"],
+        "split": ["train/manifest.json", "train/manifest.sha256"],
+    }
+    for name in (f"{folder}/{file}" for folder, files in datasets_and_work.items() for file in files):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("{}\n")
+    sources = open_sources(tmp_path)
+    assert (sources.names, sources.counts["ignored_files"]) == (["a.jsonl"], 7)
+    for name in ("out", "split"):
+        with pytest.raises(UsageError, match=r"is a prepared dataset\. Name what it was prepared from"):
+            open_sources(tmp_path / name)
+
+
 def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
     both = datasets.DatasetDict(
         {"train": datasets.Dataset.from_list([{"text": "a"}]), "test": datasets.Dataset.from_list([{"text": "b"}])}

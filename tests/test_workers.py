@@ -11,9 +11,11 @@ import pytest
 
 import maskpipe
 from maskpipe import demo_data, mapping, pool, sources
+from maskpipe.encoder import Encoder
 from maskpipe.errors import MaskpipeError, RecordError, TemplateError
 from maskpipe.guard import Limits
 from maskpipe.recipe import Recipe
+from maskpipe.records import sample_texts
 from maskpipe.tokenizer import Tokenizer
 from tests import faulty
 
@@ -100,6 +102,26 @@ def test_what_happens_once_changes_no_byte_and_costs_one_attempt(tmp_path: Path,
     assert disturbed["rejects"] == []
     assert sum(disturbed["tasks"]["faults"].values()) == 1
     assert undisturbed["tasks"]["faults"] == {}
+
+
+@pytest.mark.usefixtures("harm")
+@pytest.mark.parametrize(("word", "reason"), [("SPIN", "timeout"), ("ABORT", "crashed"), ("EXHAUST", "out_of_memory")])
+def test_of_records_that_are_encoded_together_the_poisonous_one_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, reason: str
+) -> None:
+    monkeypatch.setattr(mapping, "run_map", faulty.run_map_with_harm_in_the_tokenizer)
+    texts = ["a", f"{word}!", "b", "c"]
+    assert prepare(tmp_path, "out", texts)["rejects"] == [(1, reason)]
+    long = " ".join(["long"] * 4000)  # those held before it are encoded when it has been entered
+    assert prepare(tmp_path, "more", [*texts, long])["rejects"] == [(1, reason), (4, "too_long")]
+
+
+def test_a_sample_of_the_data_is_no_larger_than_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(chat(text) + "\n" for text in ["short", "long " * 100_000, "never"]))
+    chunk = next(iter(sources.open_sources(path).chunks()))
+    texts = sample_texts(Encoder(TOKENIZER, REJECT), chunk, 1000)
+    assert sum(map(len, texts)) == 1000 and "short" in texts[0] and "long long" in texts[1]
 
 
 @pytest.mark.usefixtures("harm")

@@ -63,7 +63,16 @@ def _from_directory(path: Path, split: str | None) -> tuple[list[Source], int]:
         for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).parts)
         if entry.is_file() and not any(part.startswith((".", "_")) for part in entry.relative_to(path).parts)
     ]
-    known = [entry for entry in everything if _suffix(entry) in SUFFIXES]
+    folders = {folder for entry in everything for folder in entry.relative_to(path).parents}
+    ours = {folder for folder in folders if _is_made_here(path / folder)}  # such as an OUT among its sources
+    known = [
+        entry for entry in everything if _suffix(entry) in SUFFIXES and ours.isdisjoint(entry.relative_to(path).parents)
+    ]
+    if not known and ours:
+        raise UsageError(
+            f"{path} is a prepared dataset. Name what it was prepared from; `maskpipe repack`, append and merge take "
+            "datasets"
+        )
     if not known:
         raise UsageError(
             f"{path}: no file to read in this directory; looked for {', '.join(SUFFIXES)}, also with .gz or .zst"
@@ -76,6 +85,13 @@ def _from_directory(path: Path, split: str | None) -> tuple[list[Source], int]:
             names = ", ".join(entry.relative_to(path).as_posix() for entry in known[:8])
             raise UsageError(f"{path}: no file or folder name begins with the split {split!r}; it has {names}")
     return [_from_file(entry, entry.relative_to(path).as_posix()) for entry in files], len(everything) - len(known)
+
+
+def _is_made_here(path: Path) -> bool:
+    """A dataset that maskpipe prepared, or the unfinished work of a preparation."""
+    if path.suffix == ".partial":
+        return (path / "job.json").is_file()
+    return (path / "manifest.sha256").is_file() and (path / "manifest.json").is_file()
 
 
 def _from_saved(path: Path, root: Path) -> tuple[list[Source], int]:
