@@ -27,7 +27,10 @@ from maskpipe.tokenizer.vocabulary import AddedToken, Config, model_vocabulary, 
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 """Of an added token, in the order of AddedToken's fields."""
 
-HAS_PARTS = hasattr(tokenizers.Tokenizer, "from_str")
+HAS_PARTS = all(
+    hasattr(tokenizers.Tokenizer, name)
+    for name in ("from_str", "to_str", "model", "normalizer", "add_tokens", "get_added_tokens_decoder", "token_to_id")
+)
 """Whether the installed library is one of those with parts."""
 
 
