@@ -58,9 +58,8 @@ class Speller:
             )
         self._config: dict[str, Any] = json.loads(tokenizer.library_json())
         self._config["post_processor"] = None  # it adds tokens, and trims offsets
-        self._whole = tokenizers.Tokenizer.from_str(json.dumps(self._config))
-        self._whole.no_truncation()
-        self._whole.no_padding()
+        self._model = tokenizer.model
+        self._whole = self._complete()
         added = [entry for entry in self._config["added_tokens"] if entry["content"] in tokenizer.control]
         self._control = {entry["content"]: entry for entry in added}
         self._odd = {e["content"] for e in added if e["lstrip"] or e["rstrip"] or e["single_word"] or e["normalized"]}
@@ -177,6 +176,17 @@ class Speller:
             at = end
         return _joined(parts, (), 1)
 
+    def _complete(self) -> Any:
+        """What the configuration says. The model, most of it by far, is read once for all."""
+        try:
+            return self._alike(self._config, frozenset())
+        except CannotProveError:  # added tokens have ids that depend on what stands in the file
+            library = tokenizers.Tokenizer.from_str(json.dumps(self._config))
+            library.no_truncation()
+            library.no_padding()
+            self._model = library.model
+            return library
+
     @property
     def _without_control(self) -> Any:
         if self._slim is None:
@@ -195,11 +205,12 @@ class Speller:
         empty = {"type": "BPE", "vocab": {}, "merges": []}
         parts = {name: config.get(name) for name in ("normalizer", "pre_tokenizer")}
         library = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "model": empty, **parts}))
-        library.model = self._whole.model
+        library.model = self._model
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        for entry in config["added_tokens"]:  # one by one: the order decides their ids where the model lacks them
-            if entry["content"] not in without:
-                library.add_tokens([tokenizers.AddedToken(entry["content"], **{name: entry[name] for name in flags})])
+        added = [entry for entry in config["added_tokens"] if entry["content"] not in without]
+        library.add_tokens(  # in order, which decides their ids where the model lacks them
+            [tokenizers.AddedToken(entry["content"], **{name: entry[name] for name in flags}) for entry in added]
+        )
         if not without and any(library.token_to_id(e["content"]) != e["id"] for e in config["added_tokens"]):
             raise CannotProveError("the tokenizer's added tokens have ids of their own that cannot be given again")
         return library

@@ -239,6 +239,11 @@ class Tokenizer:
         """tokenizer.json of this tokenizer, with the tokens that the settings add."""
         return self._library.json() if self._has_more_tokens else self.files["tokenizer.json"].decode()
 
+    @property
+    def model(self) -> Any:
+        """The library's model, for other tokenizers of the same file."""
+        return self._library.model
+
     def ids(self, texts: Sequence[str]) -> list[Int32]:
         """The ids of each text, taken whole, as the library makes them; control tokens wherever their text stands."""
         return self._library.ids(texts)
