@@ -33,7 +33,7 @@ from tests.test_sandbox import DEFAULT_CLOCK, PROBES, VALUES, outcome
 
 LONG = "MASKPIPE_LONG" in os.environ
 GOLDEN = Path(__file__).parent / "golden" / "templates"
-SAID = ["Hi", "Hello there.", "\"quoted\"\n", "a\tb \\", "one\ntwo", "Häß 你好", "user", "assistant\n", "x" * 60,
+SAID = ["Hi", "Hello there.", "\n\n\"quoted\"\n", "a\tb \\", "one\ntwo", "Häß 你好", "user", "assistant\n", "x" * 60,
         " padded ", "{\"a\": 1}", "<b>bold</b> [A]"]  # fmt: skip
 BY_LENGTH = (
     "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ 'Hi' if m.content | length == 2 else m.content }}"
@@ -57,13 +57,13 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-def chats(count: int, seed: int) -> list[dict[str, Any]]:
+def chats(count: int, seed: int, said: list[str] = SAID) -> list[dict[str, Any]]:
     """Conversations of few shapes."""
     random = np.random.default_rng(seed)
     out = []
     for _ in range(count):
         roles = [["user", "assistant"], ["system", "user", "assistant"], ["user", "assistant"] * 2][random.integers(3)]
-        messages: list[dict[str, Any]] = [{"role": role, "content": str(random.choice(SAID))} for role in roles]
+        messages: list[dict[str, Any]] = [{"role": role, "content": str(random.choice(said))} for role in roles]
         if random.random() < 0.2:
             messages[-1]["reasoning_content"] = str(random.choice(SAID[:2]))
         out.append({"messages": messages})
@@ -137,7 +137,7 @@ def test_every_fact_that_is_planted_in_records_of_a_known_shape_is_found(
     random = np.random.default_rng(5)
     counts = np.zeros(2, int)
     for name in ("thinking", "gathered"):
-        records = chats(60, 2)
+        records = chats(60, 2, [text for text in SAID if "quoted" not in text])  # has two readings
         dataset = prepared(tmp_path / name, records, TEMPLATES[name])
         clean = prove(dataset, records)
         assert clean.by_pattern >= 15 and not clean.two_readings

@@ -415,6 +415,20 @@ def test_what_is_hard_is_proved_too(tmp_path: Path, recipe: dict[str, Any]) -> N
     assert proof.tokens == dataset.manifest.totals.n_tokens > 0
 
 
+def test_a_prompt_and_a_turn_of_which_not_as_much_can_be_exchanged_are_proved_as_one_document(tmp_path: Path) -> None:
+    """The template strips the turn's content of newlines when it is last, which the prompt does not show."""
+    template = (
+        "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{%- if m.role == 'assistant' and loop.last -%}"
+        "\n<think>\n\n</think>\n\n{{ m.content.lstrip('\n') }}{%- else -%}\n{{ m.content }}{%- endif -%}"
+        "<|im_end|>\n{% endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    )
+    record = chat("a", '\n\n"quoted"\n', "b", "done")
+    source = written(tmp_path, [record])
+    dataset = prepared(tmp_path, source, chat_template=template)
+    proof = prove(dataset, source)
+    assert codes(proof) == set() and not proof.cannot and proof.documents == 2
+
+
 @pytest.mark.parametrize("recipe", [{}, {"on_too_long": "split"}, {"packing": "concat_split"}], ids=str)
 def test_plain_text_is_proved(tmp_path: Path, recipe: dict[str, Any]) -> None:
     texts = [{"text": "Short."}, {"text": "Long <|im_start|> text. " * 300}, {"text": "e\u0301" * 5}]

@@ -143,8 +143,8 @@ class Expectation:
     def renders(self, item: Conversation) -> Renders:
         """The renders of a conversation, none made yet. There must be a template."""
         assert self.rule is not None
-        shown = replace(item, messages=_as_shown(item.messages, self.recipe))
-        return Renders(self.rule.template, shown, {**self.recipe.chat_template_kwargs, **item.chat_template_kwargs})
+        kwargs = {**self.recipe.chat_template_kwargs, **item.chat_template_kwargs}
+        return Renders(self.rule.template, item, kwargs, _as_shown(item.messages, self.recipe))
 
     def begin(
         self,

@@ -43,6 +43,7 @@ class Template:
 
     def __post_init__(self) -> None:
         self._plain = Plain(self.clock).from_string(self.source)
+        self._globals = dict(self._plain.globals)
         self.marked = Marked(self.clock)
         self._dark = [self.marked.compiled(self.source, marks) for marks in range(NO_TEXT, ANY_TEXT + 1)]
         same = self._dark[PRINTED_TEXT][1] == self._dark[JOINED_TEXT][1]
@@ -60,7 +61,7 @@ class Template:
         """What stock Jinja2 prints of the first `count` messages."""
         program = self._plain
         variables = self._variables(given, count, prompt)
-        return str(self._run(lambda: "".join(program.root_render_func(program.new_context(variables)))))
+        return str(self._run(lambda: "".join(program.root_render_func(self._context(program, variables)))))
 
     def dark(self, data: Data, count: int, prompt: bool, marks: int) -> tuple[str, list[int], list[int]]:
         """The dark text, in which text of the template is another one too, as `marks` says; and where it was printed
@@ -71,7 +72,7 @@ class Template:
         program = self._dark[marks][0]
 
         def pieces() -> tuple[str, list[int], list[int]]:
-            context = program.new_context(variables)
+            context = self._context(program, variables)
             texts: list[str] = []
             ends: list[int] = []
             loops: list[int] = []
@@ -89,6 +90,11 @@ class Template:
 
         out: tuple[str, list[int], list[int]] = self._run(pieces)
         return out
+
+    def _context(self, program: Any, variables: dict[str, Any]) -> Any:
+        """As `new_context` makes it, which goes through a chain of dicts each time."""
+        environment = program.environment
+        return environment.context_class(environment, {**self._globals, **variables}, program.name, program.blocks)
 
     def _variables(self, given: Mapping[str, Any], count: int, prompt: bool) -> dict[str, Any]:
         return {
@@ -117,9 +123,16 @@ class _RefusedError(MaskpipeError):
 class Renders:
     """The renders of one conversation, each made once. CannotProveError where no exchange gives the plain text back."""
 
-    def __init__(self, template: Template, conversation: Conversation, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        template: Template,
+        conversation: Conversation,
+        kwargs: Mapping[str, Any],
+        messages: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """`messages`: other ones than the conversation's, if it is not shown as it is."""
         self.template = template
-        self.messages = conversation.messages
+        self.messages = conversation.messages if messages is None else messages
         messages = [_with_aliases(message) for message in self.messages]
         self.given: dict[str, Any] = {
             "messages": messages, "tools": conversation.tools, "documents": conversation.documents,

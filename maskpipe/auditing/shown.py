@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpipe.auditing.exchange import BLANK_CODES, FENCE, FENCE_END, MARKUP, Bool, Data, Int32, UInt32
+from maskpipe.auditing.exchange import (
+    BLANK_CODES,
+    FENCE,
+    FENCE_END,
+    MARKUP,
+    Bool,
+    CannotProveError,
+    Data,
+    Int32,
+    UInt32,
+)
 from maskpipe.auditing.marked import ANY_TEXT, Marked
 from maskpipe.roles import Part
 
@@ -52,11 +62,28 @@ class Shown:
         )  # fmt: skip
 
     def followed_by(self, other: Shown) -> Shown:
+        """Both texts as one. CannotProveError where neither's exchange knows all that stands in the other."""
+        if other.data is not self.data:
+            if (mine := other._of(self.data)) is not None:
+                return self.followed_by(mine)
+            if (mine := self._of(other.data)) is not None:
+                return mine.followed_by(other)
+            raise CannotProveError("two renders show parts of the data that no one exchange tells apart")
+
         def both(name: str) -> Any:
             return np.concatenate([getattr(self, name), getattr(other, name)])
 
         leaf, offset, loop, stands, written, sure = map(both, ("leaf", "offset", "loop", "stands", "written", "sure"))
         return Shown(self.text + other.text, leaf, offset, loop, stands, written, sure, self.data)
+
+    def _of(self, data: Data) -> Shown | None:
+        """The same in the numbers of another exchange of the same data; None where that has no stand-ins for some."""
+        numbers = {leaf.path: k for k, leaf in enumerate(data.leaves)}
+        table = np.array([*(numbers.get(leaf.path, -2) for leaf in self.data.leaves), -1], np.int32)
+        leaf = table[self.leaf]
+        if (leaf == -2).any():
+            return None
+        return Shown(self.text, leaf, self.offset, self.loop, self.stands, self.written, self.sure, data)
 
     @cached_property
     def messages(self) -> Int32:
