@@ -26,6 +26,7 @@ from maskpipe.tokenizer.library import HAS_PARTS
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 _WINDOWS = 4096
+_WORDS = 1 << 20
 _TOGETHER = 64
 """Texts that go to the tokenizer together."""
 
@@ -59,6 +60,8 @@ class Speller:
         self._config: dict[str, Any] = json.loads(tokenizer.library_json())
         self._config["post_processor"] = None  # it adds tokens, and trims offsets
         self._model = tokenizer.model
+        if hasattr(self._model, "_resize_cache"):  # words it remembers; 10,000 as it comes
+            self._model._resize_cache(_WORDS)
         self._whole = self._complete()
         added = [entry for entry in self._config["added_tokens"] if entry["content"] in tokenizer.control]
         self._control = {entry["content"]: entry for entry in added}
