@@ -72,12 +72,11 @@ def _lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     histograms = values.get("histograms", {})
     shares = histograms.get("loss_share_per_document")
     if shares:
-        inside = _between(shares, 0.3, 0.7)
-        yield (
-            "share",
-            f"of a document's tokens with loss: mean {_percent(shares['mean'])}, "
-            f"{_percent(inside / shares['count'])} of documents between 30 and 70 % (typical of SFT)",
-        )
+        share = f"of a document's tokens with loss: mean {_percent(shares['mean'])}"
+        if values.get("objective", "sft") == "sft":
+            inside = _between(shares, 0.3, 0.7)
+            share += f", {_percent(inside / shares['count'])} of documents between 30 and 70 % (typical of SFT)"
+        yield "share", share
     lengths = histograms.get("tokens_per_document")
     if lengths:
         yield (

@@ -51,6 +51,19 @@ def test_the_page_names_every_metric_and_every_key(report: Report) -> None:
         assert f"`{key}`" in PAGE, key
 
 
+def test_what_is_usual_in_sft_is_said_of_sft_alone(report: Report, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Say {k}.", "chosen": f"It is {k}.", "rejected": "No."} for k in range(4)]
+    recipe = maskpipe.Recipe(sequence_length=1024, objective="preference")
+    maskpipe.prepare(pairs, tmp_path / "pairs", tokenizer=demo_data.tokenizer(), recipe=recipe, workers=0)
+    for audited, usual in ((report, True), (maskpipe.audit(tmp_path / "pairs"), False)):
+        console = Console(file=io.StringIO(), width=200)
+        terminal.show(audited, console)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("typical of SFT" in printed) == usual and "of a document's tokens with loss: mean" in printed
+        assert ("SFT: usually 30-70 %" in audited.html()) == usual
+        assert ("usual in SFT" in audited.html()) == usual
+
+
 def test_the_ci_examples_are_yaml() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     assert len(examples) == 2 and all(isinstance(yaml.safe_load(example), dict) for example in examples)

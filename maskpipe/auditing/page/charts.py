@@ -114,18 +114,23 @@ def bars(entries: Sequence[tuple[str, str, float, float, str]], *, what: str, ti
     return _svg(out, len(entries) * line + 4, f"{what} by name")
 
 
-def gauge(share: float, band: tuple[float, float]) -> str:
-    """One line from 0 to 100 % with a band that is usual and a mark where this is."""
+def gauge(share: float, band: tuple[float, float] | None) -> str:
+    """One line from 0 to 100 % with a band that is usual, where one is, and a mark where this is."""
     x, y, width = 4, 10, 152
-    at, lo, hi = (x + width * value for value in (share, *band))
+    at = x + width * share
+    said = ""
+    if band is not None:
+        lo, hi = (x + width * value for value in band)
+        said = (
+            f'<path class="axis" fill="none" d="M{_n(lo)} {y + 12}v4H{_n(hi)}v-4"/>'
+            f'<text class="mid soft" x="{_n((lo + hi) / 2)}" y="39">'
+            f"SFT: usually {100 * band[0]:.0f}-{100 * band[1]:.0f} %</text>"
+        )
     return (
         f'<svg class="gauge" viewBox="0 0 160 40" role="img" aria-label="{100 * share:.1f} % of tokens are trained">'
         f'<rect class="pale" x="{x}" y="{y}" width="{width}" height="9" rx="4"/>'
         f'<rect class="bar" x="{x}" y="{y}" width="{_n(max(0.0, at - x))}" height="9" rx="4"/>'
-        f'<path class="axis" fill="none" d="M{_n(lo)} {y + 12}v4H{_n(hi)}v-4"/>'
-        f'<line class="mark" x1="{_n(at)}" x2="{_n(at)}" y1="4" y2="{y + 12}"/>'
-        f'<text class="mid soft" x="{_n((lo + hi) / 2)}" y="39">'
-        f"SFT: usually {100 * band[0]:.0f}-{100 * band[1]:.0f} %</text></svg>"
+        f'<line class="mark" x1="{_n(at)}" x2="{_n(at)}" y1="4" y2="{y + 12}"/>{said}</svg>'
     )
 
 

@@ -28,7 +28,7 @@ _TERSE = 12
 """Lines of a table of most common tokens."""
 
 
-def charts(report: Report, usual: tuple[float, float]) -> list[str]:
+def charts(report: Report, usual: tuple[float, float] | None) -> list[str]:
     """Figures, in the order in which they should be read."""
     values: Values = report.coverage.values
     histograms: Values = values.get("histograms", {})
@@ -67,9 +67,10 @@ def tables(report: Report) -> list[str]:
 # -- charts
 
 
-def _share(h: Values, title: str, what: str, usual: tuple[float, float]) -> str:
+def _share(h: Values, title: str, what: str, usual: tuple[float, float] | None) -> str:
+    """`usual`: the shares that are usual in SFT; None for data of another kind."""
     edges, counts = h["edges"], h["counts"]
-    low, high = usual
+    low, high = usual or (0.0, 1.0)
     inside = sum(n for n, a, b in zip(counts, edges, edges[1:], strict=False) if a >= low - 1e-9 and b <= high + 1e-9)
     drawn = histogram(
         counts,
@@ -77,14 +78,15 @@ def _share(h: Values, title: str, what: str, usual: tuple[float, float]) -> str:
         [f"{100 * a:.0f} to {100 * b:.0f} %" for a, b in itertools.pairwise(edges)],
         what=what,
         band=usual,
-        band_name=f"{100 * low:.0f}-{100 * high:.0f} %",
+        band_name=f"{100 * low:.0f}-{100 * high:.0f} %" if usual else "",
         mark=h["mean"],
         mark_name=f"mean {100 * h['mean']:.1f} %",
     )
+    reach = f"from {100 * h['least']:.1f} to {100 * h['most']:.1f} %."
+    if usual is None:
+        return figure(title, drawn, f"{h['count']:,} {what}, {reach}")
     where = f"{percent(inside, h['count'])} of {h['count']:,} {what} lie within the {100 * low:.0f}-{100 * high:.0f} %"
-    return figure(
-        title, drawn, f"{where} that are usual in SFT; from {100 * h['least']:.1f} to {100 * h['most']:.1f} %."
-    )
+    return figure(title, drawn, f"{where} that are usual in SFT; {reach}")
 
 
 def _sizes(h: Values, title: str, what: str, axis: str) -> str:

@@ -95,6 +95,10 @@ def navigation(report: Report) -> str:
 <button type="button" id="theme" title="light or dark">◐<span hidden> light or dark</span></button></div></nav>"""
 
 
+def _usual(report: Report) -> tuple[float, float] | None:
+    return USUAL if report.coverage.values.get("objective", "sft") == "sft" else None
+
+
 def summary(report: Report) -> str:
     values = report.coverage.values
     tiles = []
@@ -104,7 +108,7 @@ def summary(report: Report) -> str:
         tiles.append(
             f'<div class="tile wide"><div><b>{percent(loss, report.tokens)}</b>'
             f"<span>trained: {loss:,} of {report.tokens:,} tokens</span></div>"
-            f"{gauge(share, USUAL)}</div>"
+            f"{gauge(share, _usual(report))}</div>"
         )
     else:
         tiles.append(_tile(f"{report.tokens:,}", "tokens"))
@@ -225,7 +229,7 @@ def _place(place: Place, shown: Mapping[int, Specimen]) -> str:
 
 
 def coverage(report: Report) -> str:
-    charts, tables = covering.charts(report, USUAL), covering.tables(report)
+    charts, tables = covering.charts(report, _usual(report)), covering.tables(report)
     if not charts and not tables:
         return '<section id="coverage"><h2>Coverage</h2><p class="none-found">Nothing was counted.</p></section>'
     return (
