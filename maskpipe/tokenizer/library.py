@@ -75,6 +75,11 @@ class Library(ABC):
         """The same model behind other parts, with these added tokens alone and without these vocabulary entries."""
 
     @property
+    def model(self) -> Any:
+        """The library's own, to share; there is none without HAS_PARTS."""
+        raise NotImplementedError
+
+    @property
     @abstractmethod
     def normalizer(self) -> Any:
         """The library's own; None where there is none. TokenizerError where the library does not show it."""
@@ -152,6 +157,10 @@ class _Whole(Library):
         stretch.model = self._slim[without]
         stretch.add_tokens([_library_token(token) for token in ordinary])
         return _Whole(stretch, self._config, self._slim[without])
+
+    @property
+    def model(self) -> Any:
+        return self._model
 
     @property
     def normalizer(self) -> Any:
