@@ -27,7 +27,7 @@ from maskpipe.errors import RecordError, TemplateError, TokenizerError, UsageErr
 from maskpipe.policy import Policy, may_train
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Branch, Flag, Part, Role, Verdict, verdict_name
-from maskpipe.template.lost import Lost, find_lost, is_lost
+from maskpipe.template.lost import Lost, find_lost, find_printed, is_lost
 from maskpipe.template.render import Trace, Wrapped, end_of_inline_reasoning, wrap
 from maskpipe.template.spans import ChatTemplate
 from maskpipe.template.turn import Turn
@@ -291,7 +291,7 @@ class Encoder:
         is not lost: the turn's own document shows it."""
         unshown: dict[int, str] = {}
         last = len(wrapped.raw["messages"]) - 1
-        for lost in find_lost(whole):
+        for lost in find_lost(whole) + find_printed(self.template.engine, wrapped, whole):
             if lost.role is Role.ASSISTANT and lost.message != last:
                 try:
                     alone = self.template.engine.trace(wrapped, lost.message + 1)

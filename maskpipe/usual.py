@@ -21,6 +21,7 @@ from maskpipe.chat.messages import OTHER_COLUMNS
 from maskpipe.encoder import MAX_OUTPUT, Encoded, Encoder, shown_messages
 from maskpipe.errors import MaskpipeError
 from maskpipe.roles import Verdict, verdict_name
+from maskpipe.template.lost import printed_as_python
 from maskpipe.template.render import COMPARED_ONE_IN, ENGINE, wrap
 
 FIRST_COMPARED = 16
@@ -82,7 +83,10 @@ class UsualRecords:
         kwargs = {**self._kwargs, **item.chat_template_kwargs}
         messages = shown_messages(item.messages, self._encoder.recipe)
         wrapped = wrap(messages, tools=item.tools, documents=item.documents, kwargs=kwargs)
-        return self._core.draft(wrapped.input, self._habits_of(kwargs))
+        draft = self._core.draft(wrapped.input, self._habits_of(kwargs))
+        if draft is not None and printed_as_python(messages, draft.text()):
+            return None  # the encoder looks closer
+        return draft
 
     def settle(self, draft: _core.Draft, ids: Any, documents: _core.Documents) -> bool:
         """Adds the document that the draft becomes with these ids; False, and nothing added, where it is not usual."""

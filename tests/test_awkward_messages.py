@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import maskpipe
 from maskpipe import demo_data
 from maskpipe.chat import Conversation
 from maskpipe.encoder import encode
@@ -48,3 +51,65 @@ def test_null_printed_as_none_is_refused() -> None:
     chat = Conversation([QUESTION, {"role": "assistant", "content": None, "tool_calls": [CALL]}])
     with pytest.raises(RecordError, match="loses content"):
         encode(chat, TOKENIZER, Recipe(chat_template=template))
+
+
+PRINTED = [
+    "{{ c | trim }}", "{{ '' + c | trim }}", "{{ c | string }}", "{{ c | upper }}", "{{ c | lower | title }}",
+    "{{ c | replace('zz', 'y') }}", "{{ '%s' | format(c) }}", "{{ '%s' % c }}", "{{ '{}'.format(c) }}",
+    "{{ [c] | join }}", "{{ c | e }}", "{{ c | safe }}", "{{ (c | string).strip() }}", "{% set d = c | trim %}{{ d }}",
+]  # fmt: skip
+PARTS = [{"type": "text", "text": "It's"}, {"type": "text", "text": "<b>"}]
+
+
+ANSWER = {"role": "assistant", "content": "Yes"}
+
+
+def shown(printed: str) -> Recipe:
+    """A template that prints contents as `printed` says, c being the content."""
+    template = FRAGILE.replace("{% if '<think>' in m.content %}!{% endif %}", "{% set c = m.content %}")
+    return Recipe(chat_template=template.replace("{{ m.content }}", printed))
+
+
+@pytest.mark.parametrize("printed", [*PRINTED, "{% for p in c %}{{ p if c is string else p | trim }}{% endfor %}"])
+def test_parts_are_refused_whichever_filter_prints_them_as_python_does(printed: str) -> None:
+    first = [{**QUESTION, "content": PARTS}, ANSWER]
+    for chat in (first, [*first, QUESTION, ANSWER], [QUESTION, {**ANSWER, "content": PARTS}, QUESTION, ANSWER]):
+        with pytest.raises(RecordError, match=r"a list printed as Python repr.*--content-parts join") as caught:
+            encode(Conversation(chat), TOKENIZER, shown(printed))
+        assert caught.value.reason == "content_lost"
+    assert encode(Conversation([QUESTION, ANSWER]), TOKENIZER, shown(printed))
+
+
+@pytest.mark.parametrize("printed", PRINTED)
+def test_null_is_refused_whichever_filter_prints_it_as_python_does(printed: str) -> None:
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    for chat in ([QUESTION, calls], [QUESTION, calls, {"role": "tool", "content": "None"}, ANSWER]):
+        with pytest.raises(RecordError, match=r"null printed as None.*--null-content empty") as caught:
+            encode(Conversation(chat), TOKENIZER, shown(printed))
+        assert caught.value.reason == "content_lost"
+
+
+def test_a_none_that_no_null_content_prints_is_fine() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "None"}}}
+    calls = {"role": "assistant", "content": None, "tool_calls": [call]}
+    chat = Conversation([{**QUESTION, "content": "None?"}, calls, {"role": "tool", "content": "None"}, ANSWER])
+    (document,) = encode(chat, TOKENIZER, shown("{{ c or '' }}"))
+    trained = TOKENIZER.decode(document.input_ids[document.loss_mask == 1])
+    assert trained == '<tool_call>{"name": "f", "arguments": {"x": "None"}}</tool_call><|done|>Yes<|done|>'
+
+
+def test_content_that_a_template_writes_as_json_is_what_it_writes() -> None:
+    chat = Conversation([QUESTION, {**ANSWER, "content": PARTS}])
+    (document,) = encode(chat, TOKENIZER, shown("{{ c | tojson }}"))
+    trained = TOKENIZER.decode(document.input_ids[document.loss_mask == 1])
+    assert trained.startswith('[{"type": "text", "text": "It')
+
+
+def test_a_dataset_holds_no_content_printed_as_python_does(tmp_path: Path) -> None:
+    """Also not on the way of usual records, which the core settles."""
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    records = [[QUESTION, ANSWER], [QUESTION, {**ANSWER, "content": PARTS}], [QUESTION, calls]]
+    recipe = shown("{{ c | trim }}").replace(on_bad_record="reject")
+    given = [{"messages": messages} for messages in records]
+    made = maskpipe.prepare(given, tmp_path / "out", tokenizer=TOKENIZER, recipe=recipe, workers=0)
+    assert made.manifest.rejected == {"content_lost": 2}

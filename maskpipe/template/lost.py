@@ -7,10 +7,27 @@ reasoning) was not lost, so a lost piece that stands in the literal text of the 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from markupsafe import escape
+
+from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role
-from maskpipe.template.render import KEY, Leaf, Path, Trace, end_of_inline_reasoning, shown_range
+from maskpipe.template.environment import NULL_PRINTED
+from maskpipe.template.render import (
+    KEY,
+    Engine,
+    Leaf,
+    Path,
+    Trace,
+    Wrapped,
+    end_of_inline_reasoning,
+    shown_range,
+    wrap,
+)
 
 _NOT_TEXT = ("role", "name", "tool_call_id", "id", "type", "index")
 
@@ -55,6 +72,54 @@ def find_lost(trace: Trace, messages: int | None = None) -> list[Lost]:
     for message, what in trace.reprs:
         if messages is None or message < messages:
             out.append(Lost(_place(message), message, Role.TEMPLATE, Part.SCAFFOLD, what, ""))
+    return out
+
+
+def printed_as_python(messages: Sequence[Mapping[str, Any]], text: str) -> list[tuple[int, str]]:
+    """(message, what) where content that is no text seems to stand in `text` as Python prints it, whichever filter or
+    method printed it. What a null is said of may be another None: find_printed knows."""
+    out = []
+    low = ""
+    for number, message in enumerate(messages):
+        content = message.get("content", "")
+        if isinstance(content, str):
+            continue
+        low = low or text.casefold()
+        if content is None:
+            if "none" in low:
+                out.append((number, NULL_PRINTED))
+            continue
+        entries = content if isinstance(content, list) else ()
+        for value in (content, *entries):
+            if not isinstance(value, list | dict) or not value:
+                continue
+            form = repr(value)
+            if form != json.dumps(value, ensure_ascii=False, default=repr) and (
+                form.casefold() in low or str(escape(form)).casefold() in low
+            ):
+                kind = "an object" if isinstance(content, dict) else "a list"
+                out.append((number, f"{kind} printed as Python repr"))
+                break
+    return out
+
+
+def find_printed(engine: Engine, wrapped: Wrapped, trace: Trace) -> list[Lost]:
+    """The content that the render prints as Python does, and that find_lost does not know of."""
+    messages = wrapped.raw["messages"]
+    out = []
+    for number, what in printed_as_python(messages, trace.text):
+        if (number, what) in trace.reprs:
+            continue
+        if what == NULL_PRINTED:
+            emptied = [{**message, "content": ""} if k == number else message for k, message in enumerate(messages)]
+            given = {name: wrapped.raw[name] for name in ("tools", "documents", "kwargs")}
+            try:
+                without = engine.trace(wrap(emptied, **given)).text
+            except TemplateError:
+                without = ""
+            if without.casefold().count("none") >= trace.text.casefold().count("none"):
+                continue  # it is not this null that prints it
+        out.append(Lost(_place(number), number, Role.TEMPLATE, Part.SCAFFOLD, what, ""))
     return out
 
 

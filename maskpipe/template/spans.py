@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import origin
-from maskpipe.template.lost import Lost, find_lost
+from maskpipe.template.lost import Lost, find_lost, find_printed
 from maskpipe.template.render import DEFAULT_CLOCK, Engine, Path, Trace, end_of_inline_reasoning, shown_range, wrap
 from maskpipe.template.sampled import Sampling
 from maskpipe.template.turn import Turn
@@ -109,7 +109,8 @@ class ChatTemplate:
         trace = self.engine.trace(wrapped, add_generation_prompt=add_generation_prompt)
         bare = self.engine.trace(wrapped) if add_generation_prompt else trace
         turns = self.sampling.turns(wrapped, bare) if trace.text.startswith(bare.text) or bare is trace else []
-        return Rendered(trace.text, list(spans_of(trace, turns)), turns, find_lost(trace))
+        lost = find_lost(trace) + find_printed(self.engine, wrapped, trace)
+        return Rendered(trace.text, list(spans_of(trace, turns)), turns, lost)
 
 
 def read_template(source: str) -> str:
