@@ -151,8 +151,9 @@ def append(
         if recipe.validation:
             raise UsageError(
                 f"{out}: is one side of a split, and the new records would go to both. Prepare them with "
-                f"--recipe {Path(out) / RECIPE}, then merge train with train and validation with validation: a "
-                "record's side depends on its content alone"
+                f"--recipe {Path(out) / RECIPE}, then merge train with train and validation with validation: the side "
+                "of a record with one conversation depends on its content alone. Where records hold several (trees, "
+                "many answers), prepare all sources together: those that share one have to be on one side"
             )
         named = [name for name in ("source_caps", "source_weights") if dataset.manifest.recipe[name]]
         if named:
