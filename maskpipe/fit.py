@@ -35,6 +35,9 @@ def check_fit(encoder: Encoder) -> list[Finding]:
     habits = template.sampling.habits(encoder.recipe.chat_template_kwargs)
     if not habits.stops_last:
         shown = f" (turns before it end with {habits.stops_middle[0]!r})" if habits.stops_middle else ""
+        names = {name.name for name in template.engine.tree.find_all(nodes.Name)}
+        if "eos_token" in names and not tokenizer.eos_token:
+            shown += "; it writes eos_token, and the tokenizer's files name none: give it a tokenizer_config.json"
         findings.append(Finding("MP102", f"the template writes no stop token after the last assistant turn{shown}"))
     for stop in dict.fromkeys(habits.stops_last + habits.stops_middle):
         if not tokenizer.is_control(stop):

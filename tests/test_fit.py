@@ -46,6 +46,14 @@ def test_a_missing_stop_is_named() -> None:
     assert "MP102" in codes(chat("<|turn|>", "<|im_end|>"))
 
 
+def test_a_stop_that_is_missing_for_want_of_an_eos_token_says_so() -> None:
+    files = {"tokenizer.json": FILES["tokenizer.json"]}
+    template = chat("<|turn|>", "{{ eos_token }}")
+    found = check_fit(Encoder(Tokenizer(files), Recipe(chat_template=template)))
+    (finding,) = [finding for finding in found if finding.code == "MP102"]
+    assert "it writes eos_token, and the tokenizer's files name none" in finding.text
+
+
 def test_a_stop_that_the_files_do_not_declare_is_named() -> None:
     settings = json.loads(FILES["tokenizer_config.json"])
     settings["eos_token"] = "<|turn|>"
