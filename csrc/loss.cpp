@@ -83,8 +83,9 @@ void decide_loss(const LossRule& rule, const FactsView& facts, const Trainable& 
       if (role == role::assistant && add) chosen = chosen && flags[k] & flag::sampled;
       if (chosen) loss = add != 0;
     }
+    if (flags[k] & flag::straddles) loss = false;
     if (loss && !rule.everything) {
-      if (flags[k] & flag::straddles || trainable.none) {
+      if (trainable.none) {
         loss = false;
       } else if (trainable.own >= 0) {
         loss = messages[k] == trainable.own;

@@ -13,7 +13,7 @@ using Selector = std::array<std::int64_t, 3>;
 
 struct LossRule {
   std::vector<Selector> selectors;  // from left to right
-  bool everything = false;          // turns and borders forbid nothing
+  bool everything = false;          // verdicts of turns forbid nothing
   bool empty_reasoning = false;     // empty reasoning blocks train too
 };
 

@@ -9,9 +9,9 @@
 
 Selectors apply from left to right; a leading '-' takes away. The wrapper that a template writes around reasoning or a
 tool call goes with what it wraps. `all` alone trains every token of the one text, as pretraining does, whatever the
-verdicts. With any other selectors never trained: a document's first token (nothing predicts
-it), tokens that straddle the border of sampled text, turns whose verdict forbids it, a turn other than the own one of a
-split document, messages of source weight 0, and empty reasoning blocks unless the recipe says so.
+verdicts. Never trained, whatever the selectors: a document's first token (nothing predicts it), tokens that straddle
+the border of sampled text, messages of source weight 0, and empty reasoning blocks unless the recipe says so. With any
+selectors but `all` neither: turns whose verdict forbids it, and a turn other than the own one of a split document.
 """
 
 from __future__ import annotations

@@ -211,3 +211,15 @@ def test_every_planted_fact_is_found_with_real_templates(shared_data: Path, tmp_
     counts, missed = hunt(tmp_path, entry.source, tokenizer_of(entry), 20, 2)
     print(f"\n{name}: {counts['found']} of {counts['planted']} found; {dict(counts)}")
     assert not missed
+
+
+def test_training_all_leaves_out_straddling_tokens_and_is_proved(tmp_path: Path) -> None:
+    """With every selector a token that holds text from both sides of the sampled border has no loss; `all` included."""
+    recipe = Recipe(chat_template=JSON, sequence_length=2048, on_content_lost="count", train_on=("all",))
+    maskpipe.prepare(RECORDS, str(tmp_path / "out"), tokenizer=tokenizer_named("byte_level"), recipe=recipe, workers=0)
+    dataset = maskpipe.open(tmp_path / "out")
+    totals = dataset.manifest.totals
+    assert totals.straddles > 0
+    trained = sum(int(dataset[row].loss_mask.sum()) for row in range(len(dataset)))
+    assert trained == totals.n_loss == totals.n_tokens - totals.documents - totals.straddles
+    assert {finding.code for finding in prove(dataset, RECORDS).findings} <= {"MP611"}

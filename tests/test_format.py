@@ -354,7 +354,7 @@ def test_f10_shards_are_uncompressed_arrow_files_of_one_schema(out: Path) -> Non
     stream = pa.ipc.open_file(str(out / shard.name))
     expected = {
         "maskpipe.format": "1.0",
-        "maskpipe.label_version": "1",
+        "maskpipe.label_version": "2",
         "maskpipe.recipe": Recipe(sequence_length=64).fingerprint(),
     }
     expected |= {
@@ -883,7 +883,7 @@ def test_f31_the_fingerprint_covers_meaning_and_rows(tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = publish_documents(out, chats(LENGTHS), rows_per_shard=2)
     header = (
-        '{"format":1,"label_version":1,"pad_id":7,"recipe":"'
+        '{"format":1,"label_version":2,"pad_id":7,"recipe":"'
         + manifest.recipe_sha256
         + '","role_names":["critic","narrator"],'
         '"sequence_length":64,"sources":[["' + "a" * 64 + '",12],["' + "b" * 64 + '",1]],"vocab_size":1000}\n'

@@ -102,7 +102,7 @@ class Selection:
             else:
                 trained = [turn for turn in turns if turn in chosen and self.may_train(verdicts[turn])]
                 out &= (roles != Role.ASSISTANT) | np.isin(messages, trained)
-            out &= flags & np.uint8(Flag.STRADDLES) == 0
+        out &= flags & np.uint8(Flag.STRADDLES) == 0
         if not self.empty:
             out &= flags & np.uint8(Flag.EMPTY_REASONING) == 0
         if weights is not None:

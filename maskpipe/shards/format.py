@@ -18,7 +18,7 @@ from maskpipe.roles import Branch as Branch
 
 FORMAT_VERSION = (1, 0)
 """(major, minor). Readers refuse an unknown major version; a minor version only adds what a reader may ignore."""
-LABEL_VERSION = 1
+LABEL_VERSION = 2
 """Grows whenever the same recipe and input give other labels."""
 
 REGION_SIZE = 1 << 20

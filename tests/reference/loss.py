@@ -53,7 +53,7 @@ def loss(
             if fits:
                 chosen = bool(add)
         turn_forbids = none or (message != own if own >= 0 else role == Role.ASSISTANT and message not in trainable)
-        forbidden = not everything and (turn_forbids or flags & Flag.STRADDLES)
+        forbidden = flags & Flag.STRADDLES or (turn_forbids and not everything)
         empty = flags & Flag.EMPTY_REASONING and not empty_reasoning
         weightless = weights is not None and weights[k] == 0
         out.append(bool(k > 0 and chosen and not forbidden and not empty and not weightless))
