@@ -11,7 +11,7 @@ from rich.text import Text
 
 from maskpipe.auditing.report import Report, level_of
 from maskpipe.explain import visible
-from maskpipe.findings import Place
+from maskpipe.findings import Finding, Place
 from maskpipe.rules import LEVELS, RULES
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "cyan"}
@@ -44,8 +44,9 @@ def show(report: Report, console: Console) -> None:
         console.print(_labelled(lines))
     if report.findings:
         console.print()
-        console.print(_findings(report, console.width))
-        console.print(f"maskpipe rule {report.findings[0].code} explains", style="dim")
+        gravest_first = sorted(report.findings, key=lambda finding: LEVELS.index(level_of(finding)))
+        console.print(_findings(gravest_first, console.width))
+        console.print(f"maskpipe rule {gravest_first[0].code} explains", style="dim")
     rest = [("proof", str(report.proof))] if report.proof is not None else []
     for met in report.requirements:
         value = "not known" if met.value is None else f"{met.value:g}"
@@ -107,14 +108,14 @@ def _lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "ranks", f"with 8, the fullest has {ranks['8']['mean']:.2f} times the mean loss tokens of a step"
 
 
-def _findings(report: Report, width: int) -> Table:
+def _findings(findings: list[Finding], width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("code", header_style="dim", no_wrap=True)
     if width >= 100:
         table.add_column("name", header_style="dim", no_wrap=True)
     table.add_column("what, and where first", header_style="dim", ratio=1)
-    for finding in sorted(report.findings, key=lambda finding: LEVELS.index(level_of(finding))):
+    for finding in findings:
         level = level_of(finding)
         places = ", ".join(map(_place, finding.places[:_SHOWN_PLACES]))
         more = ", …" if finding.count > _SHOWN_PLACES and len(finding.places) > _SHOWN_PLACES else ""
