@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Library
 
 from maskpipe.errors import RecordError, TokenizerError, UsageError
 from maskpipe.tokenizer import Encoding, Tokenizer
+from maskpipe.tokenizer import tokenizer as tokenizer_module
 from maskpipe.tokenizer.nfc import nfc_groups
 from tests.made_tokenizers import CONTROL, MADE, added, config_of, from_config, library_of, made, without_added
 
@@ -82,6 +83,23 @@ def test_ids_are_the_librarys_and_spans_cover_every_byte_once(name: str, text: s
     assert encoding.neutralised == ()
     assert encoding.cut_before == ()
     assert len(encoding.input_ids) or not text or name not in EXACT
+
+
+@pytest.mark.parametrize("name", MADE)
+@given(text=texts, block=st.integers(0, 12))
+@settings(max_examples=60)
+def test_a_long_text_has_the_ids_of_the_whole_although_it_goes_in_blocks(name: str, text: str, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "BLOCK", block)
+        assert made(name).ids([text])[0].tolist() == library_ids(name, text)
+
+
+def test_long_texts_are_cut_before_control_tokens_where_that_is_exact() -> None:
+    text = ("<|im_start|>user\nHello world<|im_end|>\n") * 1000
+    blocks = made("byte_level")._blocks(text)
+    assert len(blocks) == 5 and "".join(blocks) == text
+    assert all(block.startswith("<|im_") for block in blocks)
+    assert made("byte_level_flags")._blocks(text) == [text]
 
 
 @pytest.mark.parametrize(

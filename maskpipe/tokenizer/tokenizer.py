@@ -62,6 +62,8 @@ from maskpipe.tokenizer.vocabulary import (
 )
 
 WINDOWS_KEPT = 4096
+BLOCK = 8192
+"""Characters, and bytes: longer texts go to the library in blocks of at least so many, where they can."""
 ORDINARY, CONTROL, ODD = range(3)
 """AddedKind of csrc/align.h."""
 
@@ -246,7 +248,26 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[Int32]:
         """The ids of each text, taken whole, as the library makes them; control tokens wherever their text stands."""
-        return self._library.ids(texts)
+        return [
+            self._library.ids([text])[0]
+            if len(text) <= BLOCK
+            else np.concatenate(self._library.ids(self._blocks(text)))
+            for text in texts
+        ]
+
+    def _blocks(self, text: str) -> list[str]:
+        """A text in blocks whose ids, one after the other, are its own: the library's cost per character grows with the
+        text. Each begins with an added token that is found in the raw text and takes nothing beside it, where the
+        library starts anew; a tokenizer that has others is not trusted with it."""
+        if self._strings is None or (self._string_kinds == ODD).any():
+            return [text]
+        raw = utf8(text)
+        blocks, at = [], 0
+        for occurrence in Scan(raw, self._scanner).find(0, len(raw), "start", None).accepted:
+            if occurrence.start - at >= BLOCK:
+                blocks.append(raw[at : occurrence.start].decode())
+                at = occurrence.start
+        return [*blocks, raw[at:].decode()]
 
     def encode(
         self, text: str, *, content: Sequence[tuple[int, int, frozenset[str] | None]] = (), cuts: Sequence[int] = ()
