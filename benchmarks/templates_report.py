@@ -16,7 +16,7 @@ from pathlib import Path
 from maskpipe.errors import TemplateError
 from maskpipe.roles import Part, Role, Verdict
 from maskpipe.template import ChatTemplate
-from maskpipe.template.lost import Lost, find_lost
+from maskpipe.template.lost import Lost, find_lost, find_printed
 from maskpipe.template.render import Trace, Wrapped, wrap
 from maskpipe.template.turn import Turn
 from tests.conversations import CHATS, KIND, Chat
@@ -83,9 +83,9 @@ NO_STOP = "the template writes no stop token after it"
 
 def _lost(template: ChatTemplate, wrapped: Wrapped, whole: Trace) -> list[Lost]:
     """What refuses the record: lost content other than reasoning, and not only hidden by a turn's place in history."""
-    last = len(wrapped.messages) - 1
+    last = len(wrapped.raw["messages"]) - 1
     out = []
-    for entry in find_lost(whole):
+    for entry in find_lost(whole) + find_printed(template.engine, wrapped, whole):
         if entry.part is Part.REASONING:
             continue
         if entry.role is Role.ASSISTANT and entry.message != last:
