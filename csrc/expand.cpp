@@ -3,13 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-// The loops below are a third faster with 256-bit registers, which the compiler may not assume.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define MASKPIPE_WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define MASKPIPE_WIDE
-#endif
+#include "wide.h"
 
 namespace maskpipe {
 namespace {

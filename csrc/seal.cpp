@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "hash.h"
+#include "wide.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -15,14 +16,6 @@ namespace maskpipe {
 namespace {
 
 constexpr std::int64_t page_ids = page_size / 4;
-
-// The loop below is a third faster with 256-bit registers, which the compiler may not assume.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define MASKPIPE_WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define MASKPIPE_WIDE
-#endif
 
 MASKPIPE_WIDE void widen(const std::int32_t* in, std::int64_t* out, std::int64_t size) {
   for (std::int64_t k = 0; k < size; ++k) out[k] = in[k];

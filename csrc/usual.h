@@ -40,7 +40,7 @@ struct UsualTurn {
   Tail alone;                 // the same where the turn is last
 };
 
-// What usual_turn looks for; see Habits of template/sampled.py.
+// What usual_turn looks for; see Habits of template/habits.py.
 struct TurnHabits {
   std::u32string header;                     // without white space around
   std::vector<std::u32string> finals;        // tokens that end a last turn

@@ -21,7 +21,10 @@ from tests.conversations import assistant, user
 from tests.corpus import named
 
 GOLDEN = Path(__file__).parent / "golden" / "templates"
-COUNTED = ("sampled.py", "spans.py", "lost.py")
+COUNTED = tuple(
+    f"/template/{name}.py"
+    for name in ("sampled", "own_text", "control", "headers", "stops", "habits", "turn", "verbatim", "spans", "lost")
+)
 
 
 def lines(template: ChatTemplate, turns: int) -> Counter[str]:

@@ -4,7 +4,8 @@ origin.py       a str that remembers where its characters came from
 sandbox.py      Jinja2's sandbox as transformers sets it up: stock, and the same with shortcuts that change nothing
 environment.py  the sandbox that tracks
 render.py       input → Trace: text, and origins that cover it
-sampled.py      the sampled rule, verified per turn
+sampled.py      the sampled rule, verified per turn; with turn.py, verbatim.py, headers.py, stops.py, habits.py,
+                control.py and own_text.py (docs/ARCHITECTURE.md)
 lost.py         what the template dropped
 spans.py        Trace + turns → Spans, the public form
 shadow.py       the independent proof: unique code points through plain Jinja2

@@ -5,8 +5,9 @@
     tokens     [<|im_start|>][user][\\n][Hi][<|im_end|>]      ids of the `tokenizers` library for the whole text
     byte_ends        12        16   17   19     29          from the vocabulary alone; compared with the text
 
-The whole text is encoded once. Two things change that, and both are counted: a control token inside content is encoded
-as the ordinary text it is, and a cut (the end of a generation prompt) is kept where encoding would bridge it.
+The whole text is encoded once (a long one in blocks, with the ids of the whole). Two things change that, and both are
+counted: a control token inside content is encoded as the ordinary text it is, and a cut (the end of a generation
+prompt) is kept where encoding would bridge it.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Tokenizer:
 
         self._windows: dict[tuple[Lead, bytes], Int32] = {}
         self.control, self._stretches = without_control(config, self._library)
-        """Added tokens that content may not write unless it is allowed to; library tokenizers that make none."""
+        """Added tokens that content may not write unless it is allowed to; and tokenizers of text that make none."""
         self._adds_space = adds_space(config)
         self._mark = space_mark(config).encode()
         self._nfc = any(parts(config.get("normalizer"), "NFC"))
