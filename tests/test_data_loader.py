@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +163,15 @@ def test_weights_by_role_and_part_multiply_those_of_the_data(out: Path) -> None:
         ({"mixture": [1, 2]}, "2 weights for 1 datasets"),
         ({"unit": "tokens"}, "there are none"),
         ({"mixture": [1], "unit": "loss_tokens", "train_on": "all"}, "cannot go with train_on"),
+        ({"mixture": [1], "unit": "loss_tokens", "weights": {"assistant.stop": 0}}, "or weights of 0"),
+        ({"mixture": ["1"]}, "weight '1' of source 0 is no number"),
+        ({"mixture": [True]}, "weight True of source 0 is no number"),
+        ({"weights": {"user": 1e300}}, "which float32 cannot hold"),
+        ({"weights": {"user": 1e-60}}, "which float32 cannot hold"),
+        ({"window": 2, "shuffle": False}, "shuffle=False does not"),
+        ({"shuffle": "no"}, "shuffle must be True or False"),
+        ({"step_totals": None}, "step_totals must be True or False"),
+        ({"threads": 257}, "threads must be at most 256"),
         ({"verify": "sometimes"}, "verify must be one of"),
         ({"seed": 1.5}, "seed must be a whole number"),
     ],
@@ -180,6 +192,8 @@ def test_datasets_that_do_not_fit_each_other_are_refused(out: Path, tmp_path: Pa
         Loader([out, tmp_path / "words"], global_batch_size=4)
     with pytest.raises(UsageError, match="there is none"):
         Loader([], global_batch_size=4)
+    with pytest.raises(UsageError, match="there are 1025, at most 1024"):
+        Loader([maskpipe.open(out)] * 1025, global_batch_size=4)
 
 
 def test_ranks_come_from_the_environment(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +374,15 @@ def test_what_would_be_another_order_is_refused(out: Path, other: Path) -> None:
         {**state, "extra": 1},
         {**state, "position": -1},
         {**state, "seed": "0"},
+        {**state, "version": True},
+        {**state, "position": 9},
+        {**state, "within": 8},
+        {**state, "passes": 1},
+        {**state, "world_size": 0},
+        {**state, "sources": []},
+        {**state, "sources": state["sources"] * 2},
+        {**state, "sources": [{**state["sources"][0], "credit": 1}]},
+        {**state, "sources": [{**state["sources"][0], "count": 2**70}]},
     ):
         with pytest.raises(UsageError, match="state"):
             loader.load_state_dict(wrong)
@@ -457,6 +480,88 @@ def test_it_works_under_torchs_dataloader_and_refuses_workers(out: Path) -> None
     assert [rows_of(b) for b in wrapped] == whole
     with pytest.raises(UsageError, match="num_workers=0"):
         next(iter(DataLoader(Loader(out, global_batch_size=8, epochs=1), batch_size=None, num_workers=1)))
+
+
+class Calls(torch.utils.data.IterableDataset[Any]):
+    """Asks a loader for batches, or makes one to ask."""
+
+    def __init__(self, loader: Loader | Path) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield next(Loader(self.loader, global_batch_size=8) if isinstance(self.loader, Path) else self.loader)
+
+
+@pytest.mark.parametrize("made", ["outside", "inside"])
+def test_workers_that_do_not_iterate_the_loader_are_refused_too(out: Path, made: str) -> None:
+    """They would each give the same batches."""
+    from torch.utils.data import DataLoader
+
+    calls = Calls(Loader(out, global_batch_size=8) if made == "outside" else out)
+    with pytest.raises(UsageError, match="num_workers=0"):
+        next(iter(DataLoader(calls, batch_size=None, num_workers=1)))
+
+
+def test_a_loader_cannot_be_sent_to_another_process(out: Path) -> None:
+    with pytest.raises(TypeError, match=r"num_workers=0.*state_dict\(\) of this one"):
+        pickle.dumps(Loader(out, global_batch_size=8))
+
+
+def test_a_device_that_is_not_cuda_gets_its_batches_too(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(Batch, "to", lambda self, device, **_: moved.append(str(device)) or self)
+    next(Loader(out, global_batch_size=8))
+    next(Loader(out, global_batch_size=8, device="xpu:1"))
+    assert moved == ["xpu:1"]
+
+
+def test_threads_that_share_a_loader_share_its_passes(out: Path) -> None:
+    """Each batch goes to one of them, and a pass ends for all of them, once."""
+    for trial in range(20):
+        loader = Loader(out, global_batch_size=4, epochs=1, remainder="pad", threads=trial % 3)
+        seen: list[int] = []
+
+        def read(loader: Loader = loader, seen: list[int] = seen) -> None:
+            for batch in batches(loader):
+                seen.extend(row for row in batch.rows.tolist() if row >= 0)
+
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        assert sorted(seen) == list(range(59))
+        assert loader.state_dict()["passes"] == 1
+
+
+def test_a_batchs_state_is_its_own_while_another_thread_loads_states(out: Path) -> None:
+    common: dict[str, Any] = {"global_batch_size": 8, "epochs": 1, "columns": ()}
+    loader = Loader(out, **common)
+    states, rows = [], {}
+    for _ in range(2):
+        for batch in loader:
+            states.append(batch.state())
+            rows[json.dumps(batch.state())] = rows_of(batch)
+    done = threading.Event()
+
+    def load() -> None:
+        for state in itertools.cycle(states):
+            if done.is_set():
+                return
+            loader.load_state_dict(state)
+
+    other = threading.Thread(target=load)
+    other.start()
+    compared = 0
+    try:
+        while compared < 2000:
+            for batch in batches(loader):
+                assert rows.get(json.dumps(batch.state())) == rows_of(batch)
+                compared += 1
+            loader.load_state_dict(states[0])
+    finally:
+        done.set()
+        other.join()
 
 
 def test_a_forked_process_goes_on_by_itself(out: Path) -> None:

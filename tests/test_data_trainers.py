@@ -191,7 +191,7 @@ def test_a_torch_dataloader_passes_batches_through_and_workers_are_refused(out: 
     assert [batch.input_ids.tolist() for batch in through] == expected
     assert len(through) == len(expected)
     with pytest.raises(UsageError, match="use it with num_workers=0"):
-        next(iter(DataLoader(Loader(out, global_batch_size=4, epochs=1), batch_size=None, num_workers=2)))
+        next(iter(DataLoader(Loader(out, global_batch_size=4, epochs=1), batch_size=None, num_workers=1)))
 
 
 @pytest.mark.filterwarnings("ignore")  # its own, about torch and about data loaders

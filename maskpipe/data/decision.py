@@ -20,6 +20,7 @@ CorePolicy = tuple[_core.LossRule, list[int] | None, bool]
 """Selectors, turns, accept_rewritten: what _core.Reader takes."""
 
 _PARTS = 8
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).smallest_normal), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -76,5 +77,7 @@ def _table(weights: Mapping[str, float]) -> npt.NDArray[np.float32]:
             raise UsageError(f"weights: {word!r} is no role ({', '.join(roles)}) and no role.part ({', '.join(parts)})")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
             raise UsageError(f"weights: {word} is {weight!r}; a weight is a finite number of at least 0")
+        if weight and not _SMALLEST <= weight <= _LARGEST:
+            raise UsageError(f"weights: {word} is {weight!r}, which float32 cannot hold; scale the weights")
         table[roles[role], parts[part] if dot else slice(None)] = weight
     return table.reshape(-1)

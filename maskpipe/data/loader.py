@@ -4,13 +4,14 @@
 
 A Loader is its own iterator and goes on where it stands: `for batch in loader` runs to the end of a pass (`epochs`
 epochs), the next `for` begins the next pass, and after load_state_dict either goes on from the state. What threads
-have read ahead shows in nothing.
+have read ahead shows in nothing. Threads may share a Loader: each batch goes to one of them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from maskpipe.data import ranks
 from maskpipe.data.ahead import Ahead, Held
 from maskpipe.data.batch import Batch, Place, Run
 from maskpipe.data.decision import decide
-from maskpipe.data.order import epoch_key, shapes_of, shares_of, whole_rates
+from maskpipe.data.order import MAX_SOURCES, epoch_key, shapes_of, shares_of, whole_rates
 from maskpipe.data.slots import Columns, slots_for
 from maskpipe.data.state import SourceState, State, match
 from maskpipe.errors import DatasetError, UsageError
@@ -45,6 +46,8 @@ from maskpipe.shards.reader import REPAIR, Dataset
 
 OPEN_FILES = 256
 """Shards kept open at the same time; others are opened again when they are needed."""
+THREADS = 256
+"""At most."""
 _COLUMNS = ("labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
 
 _log = logging.getLogger(__name__)
@@ -66,7 +69,8 @@ class Loader(IterableDataset[Any]):
     mixture: weight per dataset, for endless runs; None reads each dataset to its end (in proportion to its rows).
         unit: what the weights count: "sequences", "tokens" or "loss_tokens" (means of the manifest).
     remainder: what the last global batch of a pass does when rows run out: "drop" it, or "pad" it with rows without
-        loss. See dropped_rows and padded_rows; rank 0 logs a warning when a pass leaves rows out.
+        loss. See dropped_rows and padded_rows; rank 0 logs a warning when a pass leaves rows out. A rank may get
+        padding alone: the mean of its loss is NaN, the sum over Batch.loss_denominator is 0.
     train_on: selectors as for prepare, decided anew over the facts; None keeps the labels as they were prepared.
     weights: "role" or "role.part" → factor of the loss; 0 takes it away.
     columns: dense tensors that the core makes at once; Batch makes the others when they are used.
@@ -102,7 +106,7 @@ class Loader(IterableDataset[Any]):
         remainder: Literal["drop", "pad"] = "drop",
         train_on: str | Sequence[str] | None = None,
         weights: Mapping[str, float] | None = None,
-        columns: Sequence[str] = ("labels", "position_ids"),
+        columns: str | Sequence[str] = ("labels", "position_ids"),
         device: torch.device | str = "cpu",
         expand: Literal["host", "device"] = "host",
         threads: int = 2,
@@ -128,6 +132,7 @@ class Loader(IterableDataset[Any]):
             expand=(expand, "host device"), verify=(verify, "every_read first_touch off"), io=(io, "pread mmap"),
             yields=(yields, "batch hf padded"),
         )  # fmt: skip
+        _check_flags(shuffle=shuffle, step_totals=step_totals)
         _check_numbers(
             global_batch_size=(global_batch_size, 1), window=(window, 0), threads=(threads, 0), prefetch=(prefetch, 1),
             cache_bytes=(cache_bytes, 0), **({} if epochs is None else {"epochs": (epochs, 1)}),
@@ -135,6 +140,12 @@ class Loader(IterableDataset[Any]):
         )  # fmt: skip
         if type(seed) is not int:
             raise UsageError(f"seed must be a whole number, got {seed!r}")
+        if threads > THREADS:
+            raise UsageError(f"threads must be at most {THREADS}, got {threads}")
+        if window and not shuffle:
+            raise UsageError(
+                f"window={window} shuffles inside windows, and shuffle=False does not; pass one of the two"
+            )
         if global_batch_size % self.world_size:
             raise UsageError(
                 f"global_batch_size {global_batch_size} cannot be divided among {self.world_size} ranks; "
@@ -153,8 +164,10 @@ class Loader(IterableDataset[Any]):
                 "mixture weights and epochs exclude each other: datasets end at different times; leave one out "
                 "(without weights every dataset is read to its end)"
             )
-        if train_on is not None and mixture is not None and unit == "loss_tokens":
-            raise UsageError("unit='loss_tokens' counts labels as they were prepared; it cannot go with train_on")
+        if mixture is not None and unit == "loss_tokens" and (train_on is not None or 0 in (weights or {}).values()):
+            raise UsageError(
+                "unit='loss_tokens' counts labels as they were prepared; it cannot go with train_on or weights of 0"
+            )
         if mixture is None and unit != "sequences":
             raise UsageError(f"unit={unit!r} is the unit of mixture weights, and there are none")
         self.seed, self.shuffle, self.window, self.epochs = seed, shuffle, window, epochs
@@ -168,6 +181,7 @@ class Loader(IterableDataset[Any]):
         self._step_totals = step_totals
         self._columns = Columns(self.batch_size * self.sequence_length, _column_names(columns, expand))
         self._ended = False
+        self._lock = threading.RLock()  # of where it stands
         self._stand(self._fresh())
         self._start(_place_of(self._base))
         if self.dropped_rows and self.rank == 0:
@@ -178,15 +192,19 @@ class Loader(IterableDataset[Any]):
 
     def __iter__(self) -> Loader:
         """Itself. Begins the next pass when the one before has ended."""
-        if get_worker_info() is not None:
-            raise UsageError(
-                "the loader reads ahead in threads of its own and has one position; use it with num_workers=0"
-            )
+        _check_no_worker()
         self._ended = False
         return self
 
     def __next__(self) -> Any:
         """The next batch. DatasetError, and no batch, when a byte of it is not what the manifest says."""
+        with self._lock:
+            batch = self._next()
+        if self._yields == "hf":
+            return batch.as_hf()
+        return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
+
+    def _next(self) -> Batch:
         if self._process != os.getpid():
             self._start(self._place)
         if self._ended:
@@ -208,10 +226,8 @@ class Loader(IterableDataset[Any]):
             held.release()
         batch = Batch(given, self._run, {})
         if self._slots.moves:
-            batch = self._slots.deliver(batch, given.address())
-        if self._yields == "hf":
-            return batch.as_hf()
-        return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
+            return self._slots.deliver(batch, given.address())
+        return batch if self._device.type == "cpu" else batch.to(self._device)
 
     def __len__(self) -> int:
         """Batches of a whole pass of this rank, the same for all ranks. TypeError for an endless loader."""
@@ -237,7 +253,8 @@ class Loader(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the last batch that it gave out: numbers and texts, a few hundred bytes."""
-        return self._state().to_dict()
+        with self._lock:
+            return self._state().to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state, also when iteration has begun.
@@ -246,9 +263,18 @@ class Loader(IterableDataset[Any]):
         datasets more: each goes on at its own count. UsageError when seed, shuffle or window differ, or when a state
         from inside a global batch meets another number of ranks; DatasetError when a dataset is missing or has changed.
         """
-        self._stand(self._fit(State.from_dict(state)))
-        self._ended = False
-        self._restart(_place_of(self._base))
+        fitted = self._fit(State.from_dict(state))
+        with self._lock:
+            self._stand(fitted)
+            self._ended = False
+            self._restart(_place_of(self._base))
+
+    def __reduce__(self) -> NoReturn:
+        # TypeError is what those expect who only try whether a thing can be pickled.
+        raise TypeError(
+            "a Loader has threads and one position, so it cannot be copied or sent to another process (with a "
+            "DataLoader use num_workers=0); make another one there, and give it the state_dict() of this one"
+        )
 
     @property
     def fetched(self) -> dict[str, int]:
@@ -259,10 +285,11 @@ class Loader(IterableDataset[Any]):
 
     def close(self) -> None:
         """Gives up what was read ahead, and what is being fetched. Used again, it goes on where it stands."""
-        self._restart(self._place)
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._process = -1
+        with self._lock:
+            self._restart(self._place)
+            if self._ahead is not None:
+                self._ahead.stop()
+                self._process = -1
 
     # The order
 
@@ -393,6 +420,7 @@ class Loader(IterableDataset[Any]):
 
     def _start(self, place: Place) -> None:
         """Threads, memory and a plan from `place` on, in this process."""
+        _check_no_worker()
         self._process = os.getpid()
         threads, verify, io, cache_bytes = self._reading
         sources = [_core_source(dataset) for dataset in self.datasets]
@@ -537,6 +565,8 @@ def _core_source(dataset: Dataset) -> tuple[Any, ...]:
 def _check_datasets(datasets: Sequence[Dataset]) -> None:
     if not datasets:
         raise UsageError("datasets: there is none")
+    if len(datasets) > MAX_SOURCES:
+        raise UsageError(f"datasets: there are {len(datasets)}, at most {MAX_SOURCES} can be mixed; merge some of them")
     first = datasets[0]
     seen: dict[str, Path] = {}
     for dataset in datasets:
@@ -558,13 +588,25 @@ def _check_datasets(datasets: Sequence[Dataset]) -> None:
         seen[manifest.fingerprint] = dataset.path
 
 
-def _column_names(columns: Sequence[str], expand: str) -> tuple[str, ...]:
-    for name in columns:
+def _column_names(columns: str | Sequence[str], expand: str) -> tuple[str, ...]:
+    names = [columns] if isinstance(columns, str) else columns
+    for name in names:
         if name not in _COLUMNS:
             raise UsageError(f"columns: {name!r} is none of {', '.join(_COLUMNS)}")
     if expand == "device":
         return ("ids32",)
-    return ("input_ids", *sorted(set(columns)))
+    return ("input_ids", *sorted(set(names)))
+
+
+def _check_no_worker() -> None:
+    if get_worker_info() is not None:
+        raise UsageError("the loader reads ahead in threads of its own and has one position; use it with num_workers=0")
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if type(value) is not bool:
+            raise UsageError(f"{name} must be True or False, got {value!r}")
 
 
 def _check_choices(**choices: tuple[str, str]) -> None:

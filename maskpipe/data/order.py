@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from numbers import Rational, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ Int64 = npt.NDArray[np.int64]
 
 MAX_RATES = 2**53
 """Largest sum of the rates of a mixture; shares that need more are rounded to it (relative error 10^-16)."""
+
+
+MAX_SOURCES = 1024
+"""Of a mixture."""
 
 
 def epoch_key(seed: int, fingerprint: str) -> list[int]:
@@ -55,17 +60,19 @@ def shapes_of(rows: Sequence[int], window: int, block_rows: int) -> tuple[Int64,
 def shares_of(weights: Sequence[float | Fraction], rows: Sequence[int], units: Sequence[int]) -> list[Fraction]:
     """Shares of rows that give the sources `weights` of some unit, of which source s has units[s] in rows[s] rows.
 
-    UsageError for a weight that is negative or not finite, when all are 0, or when a source with a weight has none of
-    the unit."""
+    UsageError for a weight that is no number, negative or not finite, when all are 0, or when a source with a weight
+    has none of the unit."""
     out = []
     for number, (weight, n, unit) in enumerate(zip(weights, rows, units, strict=True)):
-        if not isinstance(weight, Fraction) and not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise UsageError(f"mixture: weight {weight!r} of source {number} is no number")
+        if not isinstance(weight, Rational) and not math.isfinite(weight):
             raise UsageError(f"mixture: weight {weight} of source {number} is not finite")
         if weight < 0:
             raise UsageError(f"mixture: weight {weight} of source {number} is negative")
         if weight > 0 and unit < 1:
             raise UsageError(f"mixture: source {number} has none of the unit that the mixture counts in")
-        exact = weight if isinstance(weight, Fraction) else Fraction(str(weight))  # 0.1 is one tenth
+        exact = Fraction(weight if isinstance(weight, Rational) else str(weight))  # 0.1 is one tenth
         out.append(exact * n / unit if weight else Fraction(0))
     if not any(out):
         raise UsageError("mixture: every weight is 0")

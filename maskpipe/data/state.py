@@ -59,15 +59,17 @@ class State:
             plain = json.loads(json.dumps(value))
         except (TypeError, ValueError):
             raise UsageError("state: it is no plain dict of numbers and texts") from None
-        if not isinstance(plain, dict) or plain.get("version") != VERSION:
-            version = plain.get("version") if isinstance(plain, dict) else None
+        version = plain.get("version") if isinstance(plain, dict) else None
+        if type(version) is not int or version != VERSION:
             raise UsageError(f"state: version {version!r} is not known to this maskpipe, which reads {VERSION}")
         del plain["version"]
         fields = _demand(plain, _STATE, "state")
         sources = tuple(
             SourceState(**_demand(entry, _SOURCE, f"state: sources[{k}]")) for k, entry in enumerate(fields["sources"])
         )
-        return State(**{**fields, "sources": sources})
+        state = State(**{**fields, "sources": sources})
+        _check_sums(state)
+        return state
 
 
 _SOURCE: dict[str, tuple[type, ...]] = {
@@ -84,9 +86,33 @@ def _demand(value: Any, kinds: Mapping[str, tuple[type, ...]], where: str) -> di
         raise UsageError(f"{where}: expected the keys {', '.join(kinds)}")
     for key, kind in kinds.items():
         entry = value[key]
-        if type(entry) not in kind or (type(entry) is int and entry < 0 and key not in ("credit", "seed")):
+        if type(entry) not in kind or (type(entry) is int and key != "seed" and not _fits(key, entry)):
             raise UsageError(f"{where}: {key} is {entry!r}")
     return value
+
+
+def _fits(key: str, number: int) -> bool:
+    return (number >= 0 or key == "credit") and abs(number) < 2**62
+
+
+def _check_sums(state: State) -> None:
+    """What no loader writes would repeat or lose rows, so it is refused."""
+    sources, ranks = state.sources, max(1, state.world_size)
+    total = sum(source.rate for source in sources)
+    wrong = {
+        "it has no sources": not sources,
+        "a source stands in it twice": len({source.fingerprint for source in sources}) < len(sources),
+        "its credits do not add up": sum(s.credit for s in sources) != 0 or any(abs(s.credit) > total for s in sources),
+        "its position is behind its counts": state.position > sum(source.count for source in sources),
+        "it has passes without epochs": state.epochs is None and state.passes > 0,
+        "its global batch is no multiple of its ranks": state.world_size < 1
+        or state.global_batch_size < 1
+        or state.global_batch_size % ranks > 0,
+        "it stands outside its global batch": state.within > 0 and state.within >= state.global_batch_size // ranks,
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise UsageError(f"state: {what}; it was changed after it was saved")
 
 
 def match(state: State, fingerprints: Sequence[str], names: Sequence[str]) -> list[SourceState | None]:
