@@ -149,6 +149,31 @@ def test_after_an_error_the_loader_stands_where_it_was(out: Path, expected: list
     )
 
 
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_shard_that_is_put_back_under_its_name_is_read(
+    out: Path, expected: list[list[torch.Tensor]], tmp_path: Path, threads: int, io: Any
+) -> None:
+    """As the error advises: a copy of the file, renamed into place, which a file still open would not show."""
+    shard = out / maskpipe.open(out).manifest.shards[0].name
+    stream = loader(out, cache_bytes=0, threads=threads, io=io)
+    batches = [tensors(next(stream)) for _ in range(3)]
+    whole = shard.read_bytes()
+    (tmp_path / "copy").write_bytes(whole)
+    with shard.open("r+b") as file:  # the same file, as every descriptor sees it
+        file.write(bytes(len(whole)))
+    try:
+        with pytest.raises(DatasetError, match="region"):
+            batches.extend(map(tensors, stream))
+    finally:
+        (tmp_path / "copy").replace(shard)
+    batches += map(tensors, stream)
+    assert len(batches) == len(expected)
+    assert all(
+        torch.equal(a, b) for got, right in zip(batches, expected, strict=True) for a, b in zip(got, right, strict=True)
+    )
+
+
 def test_first_touch_and_off_prove_less(out: Path, expected: list[list[torch.Tensor]]) -> None:
     """What the two other settings give up, so that nobody thinks they do not."""
     shard = maskpipe.open(out).manifest.shards[0]

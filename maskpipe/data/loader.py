@@ -214,6 +214,7 @@ class Loader(IterableDataset[Any]):
             given = self._stream.next(self._prefetch if self._ahead is None else 0)
         except RuntimeError as error:
             self._restart(self._place)
+            self._close_files()
             refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
             repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
             raise DatasetError(f"{error}; {repair}") from None
@@ -457,6 +458,12 @@ class Loader(IterableDataset[Any]):
         self._held: deque[Held] = deque()
         self._ahead: Ahead[Place] | None = Ahead(self.datasets, self._reader.close_file) if self._is_remote else None
         self._restart(place)
+
+    def _close_files(self) -> None:
+        """What lies under the names of the shards by now is opened anew: somebody may have repaired one."""
+        for source, dataset in enumerate(self.datasets):
+            for number in range(len(dataset.manifest.shards)):
+                self._reader.close_file(source, number)
 
     @property
     def _is_remote(self) -> bool:
