@@ -112,6 +112,29 @@ def test_a_model_that_looks_ahead_leaks_although_padding_reaches_it_too() -> Non
     assert verdicts(found)["sdpa", "as_hf()"] == "leaks"
 
 
+def test_a_model_that_looks_ahead_a_little_leaks_too() -> None:
+    """XLNet reads in both directions. Of fresh weights padding changes documents by some 1e-4 of the logits, which is
+    little and far more than rounding."""
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=128, d_model=32, n_layer=1, n_head=4, d_inner=64)
+    found = probe(transformers.XLNetLMHeadModel(config), attention="eager", sequence_length=64)
+    (as_hf,) = [m for m in found.measured if m.inputs == "as_hf()"]
+    assert as_hf.verdict == "leaks" and as_hf.change < 1e-2 and as_hf.noise == 0
+    assert as_hf.tokens == 56  # all of A, B and C
+
+
+def test_the_advice_is_what_the_attention_takes() -> None:
+    """OPT looks for no boundaries of its own; a mask that says them helps, for flex_attention a block mask."""
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=128, hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    found = str(probe(transformers.OPTForCausalLM(config), attention=["sdpa", "flex_attention"], sequence_length=32))
+    assert "LEAKS with 'sdpa' and batch.as_hf(): add attention_mask=batch.attention_mask_4d(dtype)." in found
+    assert "LEAKS with 'flex_attention' and batch.as_hf(): add attention_mask=batch.block_mask()." in found
+
+
 def test_other_positions_than_those_of_the_documents_alone_are_found_without_a_leak() -> None:
     class OffByOne(transformers.GPT2LMHeadModel):  # type: ignore[misc,name-defined]
         def forward(self, input_ids: Any, position_ids: Any = None, **kwargs: Any) -> Any:

@@ -33,6 +33,7 @@ Verdict = Literal["isolated", "leaks", "differs", "refused", "unavailable"]
 
 _AS_HF = "as_hf()"
 _MASK_4D = "as_hf(), 4-D mask"
+_BLOCK_MASK = "as_hf(), block mask"
 _SEQ_IDX = "as_hf(seq_idx=True)"
 _TRAPS = {
     "all-ones attention_mask": "as_hf() and an all-ones 2-D attention_mask, as some collators and trainers add it",
@@ -246,7 +247,7 @@ def _probe_one(model: Any, attention: str, batch: Batch) -> list[Measured]:
     found += [_measure(model, attention, name, batch, inputs, alone) for name, inputs in traps.items()]
     if attention == "flex_attention":
         block = {**given, "attention_mask": batch.block_mask()}
-        found.append(_measure(model, attention, "as_hf(), block mask", batch, block, alone))
+        found.append(_measure(model, attention, _BLOCK_MASK, batch, block, alone))
     elif not attention.startswith("flash"):
         mask = {**given, "attention_mask": batch.attention_mask_4d(model.dtype)}
         found.append(_measure(model, attention, _MASK_4D, batch, mask, alone))
@@ -278,9 +279,9 @@ def _measure(
         padding, stays = _changed(batch, 3, config, seed)
         by_padding = _largest(run(padding), base, stays)
         scale, eps = float(base.abs().max()), torch.finfo(model.dtype).eps
-        if by_padding <= eps**0.5 * scale:  # more than rounding is no noise: padding reaches documents
-            noise = max(noise, by_padding)
         limit = max(8 * noise, 4 * eps * scale)
+        if by_padding <= 64 * eps * scale:  # more than rounding is no noise: padding reaches documents
+            noise, limit = max(noise, by_padding), max(limit, min(8 * by_padding, eps**0.5 * scale))
         change, touched = by_padding, torch.zeros_like(stays)
         for segment in (0, 1):
             ids, stays = _changed(batch, segment, config, seed)
@@ -342,6 +343,8 @@ def _advice(measured: Sequence[Measured]) -> Iterator[str]:
         ]
         if _SEQ_IDX in others:
             yield f"LEAKS with {name!r} and batch.as_hf(): pass batch.as_hf(seq_idx=True), with which it does not."
+        elif _BLOCK_MASK in others:
+            yield f"LEAKS with {name!r} and batch.as_hf(): add attention_mask=batch.block_mask()."
         elif others:
             yield f"LEAKS with {name!r} and batch.as_hf(): add attention_mask=batch.attention_mask_4d(dtype)."
         elif good:
