@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def cache_at(path: Path, **settings: Any) -> ShardCache:
     return ShardCache(path, **{"pause": 0.001, "timeout": 5.0, **settings})
 
 
-def bits(loader: Loader) -> list[tuple[bytes, ...]]:
+def bits(loader: Iterable[Any]) -> list[tuple[bytes, ...]]:
     return [
         (b.input_ids.numpy().tobytes(), b.labels.numpy().tobytes(), b.cu_seqlens.numpy().tobytes(),
          b.rows.numpy().tobytes(), json.dumps(b.state()).encode())
@@ -374,6 +376,38 @@ def test_a_spoiled_copy_in_the_cache_is_found_and_fetched_anew(s3: Proxy, out: P
         next(loader)
     assert [b[0] for b in bits(loader)] == [b[0] for b in whole[2:]]
     assert all_whole(cache, out) == 9
+
+
+@pytest.mark.parametrize("what", ["all", "datasets", "lock", "pressure", "shard"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_cache_that_is_deleted_while_it_is_used_is_made_anew(
+    out: Path, tmp_path: Path, what: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tag says that it may be. What is needed is fetched again, after at most one error, which says so."""
+    from pyarrow import fs
+
+    monkeypatch.setattr("maskpipe.data.loader.OPEN_FILES", 1)  # what is open goes on
+    whole = bits(Loader(out, global_batch_size=7, epochs=2))
+    cache = cache_at(tmp_path / "cache")
+    remote = maskpipe.open(str(out), filesystem=fs.LocalFileSystem(), shard_cache=cache)
+    loader = Loader(remote, global_batch_size=7, epochs=2, threads=threads)
+    seen = [bits(itertools.islice(loader, 1))[0] for _ in range(3)]
+    if what == "all":
+        shutil.rmtree(cache.path)
+    elif what == "datasets":
+        for manifest in cache.path.glob("*/manifest.json"):
+            shutil.rmtree(manifest.parent)
+    elif what == "shard":
+        next(cache.path.glob("*/part-*")).unlink()
+    else:
+        (cache.path / what).unlink()
+    try:
+        for batch in loader:
+            seen += bits([batch])
+    except DatasetError as error:
+        assert "it is fetched again when it is needed" in str(error)
+        seen += bits(loader)
+    assert [b[:4] for b in seen] == [b[:4] for b in whole]
 
 
 def test_shards_are_fetched_in_the_order_in_which_they_are_needed(s3: Proxy, tmp_path: Path) -> None:

@@ -251,6 +251,8 @@ class Ahead(Generic[Where]):
             for key in held.keys:
                 if key in fetching.held and not fetching.held[key].users:
                     fetching.release(key)
+            for key in [key for key, other in fetching.held.items() if not other.users and other.lease.deleted]:
+                fetching.release(key)
         spoiled = 0
         for source, number in held.keys:
             dataset = fetching.datasets[source]

@@ -53,6 +53,11 @@ class Lease:
     size: int
     _descriptor: int
 
+    @property
+    def deleted(self) -> bool:
+        """Does its file lie under no name any more?"""
+        return self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0
+
     def release(self) -> None:
         """It may be evicted from now on; when it was used is kept by its time."""
         if self._descriptor >= 0:
@@ -110,12 +115,15 @@ class ShardCache:
         self.tally = Tally()
         self._prepare()
 
-    def _prepare(self) -> None:
+    def _prepare(self, anew: bool = False) -> None:
+        """anew: it was here, and what is left of it is no reason to refuse the directory."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tag = self.path / "CACHEDIR.TAG"
             if not tag.is_file():
-                if any(not TEMPORARY.fullmatch(name) and name != tag.name for name in os.listdir(self.path)):
+                left = {"uris", "lock", "pressure"} if anew else set()
+                names = {name for name in os.listdir(self.path) if not (anew and _DIRECTORY.fullmatch(name))}
+                if any(not TEMPORARY.fullmatch(name) for name in names - left - {tag.name}):
                     raise UsageError(f"{self.path}: is not empty and no cache of maskpipe; give another directory")
                 write_file(tag, TAG)
             elif tag.read_bytes() != TAG:
@@ -212,55 +220,78 @@ class ShardCache:
                 f"{location.uri}/{shard.name}: has {shard.size:,} bytes, the cache {self.path} may hold "
                 f"{self.max_bytes:,}; raise max_bytes"
             )
-        try:
-            while True:
-                lease = self.lease(digest, shard)
-                if lease is not None:
-                    self.tally.add(shards_found=1)
-                    return lease
-                if self.offline:
-                    raise DatasetError(
-                        f"{location.uri}/{shard.name}: is not in the cache {self.path}, and offline=True; run once "
-                        "with the network, and a bound that holds all"
-                    )
-                if stop.is_set():
-                    raise Stopped
-                with self._fetching(digest, shard) as descriptor:
-                    if descriptor is None:  # another thread or process is fetching it
-                        if stop.wait(_POLL):
-                            raise Stopped
-                        continue
-                    if os.path.lexists(self.directory(digest) / shard.name):
-                        continue
-                    free = self._reserve(descriptor, shard.size) or (
-                        give_back() and self._reserve(descriptor, shard.size)
-                    )
-                    if free:
-                        lease = self._fetch(digest, shard, location, storage(), descriptor, stop)
-                        if lease is not None:
-                            return lease
-                        continue
-                if not wait_for_room:
-                    return None
-                if time.monotonic() > deadline:
-                    raise DatasetError(
-                        f"{location.uri}/{shard.name}: no room in the cache {self.path}: of {self.max_bytes:,} bytes, "
-                        f"{self._bytes_in_use():,} are in use by running processes, {shard.size:,} are needed; raise "
-                        "max_bytes, or read with shuffle=False or a window, a smaller batch or less prefetch"
-                    )
-                os.utime(self.path / "pressure")
-                if stop.wait(_POLL):
-                    raise Stopped
-        except OSError as error:
-            what = f"{error.strerror} ({error.filename})" if error.filename else f"{error.strerror}"
-            problem = (
-                f"{location.uri}/{shard.name}: the cache {self.path} failed: {what}; free space there, or give another"
-            )
+        problem = ""
+        for made_anew in (False, True):
+            try:
+                if made_anew:  # somebody deleted it while it is used, which its tag allows
+                    self._prepare(anew=True)
+                    make_directory(self.directory(digest))
+                return self._get(digest, shard, location, storage, stop, deadline if wait_for_room else None, give_back)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and not made_anew:
+                    continue
+                what = f"{error.strerror} ({error.filename})" if error.filename else f"{error.strerror}"
+                problem = (
+                    f"{location.uri}/{shard.name}: the cache {self.path} failed: {what}; free space there, or give "
+                    "another"
+                )
+                break
         raise DatasetError(problem)
 
+    def _get(
+        self,
+        digest: str,
+        shard: Shard,
+        location: Location,
+        storage: Callable[[], Storage],
+        stop: threading.Event,
+        deadline: float | None,
+        give_back: Callable[[], bool],
+    ) -> Lease | None:
+        """As get. deadline: when waiting for room ends; None does not wait."""
+        while True:
+            lease = self.lease(digest, shard)
+            if lease is not None:
+                self.tally.add(shards_found=1)
+                return lease
+            if self.offline:
+                raise DatasetError(
+                    f"{location.uri}/{shard.name}: is not in the cache {self.path}, and offline=True; run once "
+                    "with the network, and a bound that holds all"
+                )
+            if stop.is_set():
+                raise Stopped
+            with self._fetching(digest, shard) as descriptor:
+                if descriptor is None:  # another thread or process is fetching it
+                    if stop.wait(_POLL):
+                        raise Stopped
+                    continue
+                if os.path.lexists(self.directory(digest) / shard.name):
+                    continue
+                free = self._reserve(descriptor, shard.size) or (give_back() and self._reserve(descriptor, shard.size))
+                if free:
+                    lease = self._fetch(digest, shard, location, storage(), descriptor, stop)
+                    if lease is not None:
+                        return lease
+                    continue
+            if deadline is None:
+                return None
+            if time.monotonic() > deadline:
+                raise DatasetError(
+                    f"{location.uri}/{shard.name}: no room in the cache {self.path}: of {self.max_bytes:,} bytes, "
+                    f"{self._bytes_in_use():,} are in use by running processes, {shard.size:,} are needed; raise "
+                    "max_bytes, or read with shuffle=False or a window, a smaller batch or less prefetch"
+                )
+            os.utime(self.path / "pressure")
+            if stop.wait(_POLL):
+                raise Stopped
+
     def pressure(self) -> int:
-        """A number that changes when somebody finds no room."""
-        return os.stat(self.path / "pressure").st_mtime_ns
+        """A number that changes when somebody finds no room; 0 where the cache was deleted."""
+        try:
+            return os.stat(self.path / "pressure").st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def recheck(self, digest: str, shard: Shard) -> bool:
         """Was the shard here not what the manifest says? Then it is removed, and fetched anew when it is needed."""
