@@ -357,6 +357,27 @@ def test_inside_a_global_batch_the_state_is_of_one_rank(out: Path) -> None:
         loader.load_state_dict(state)
 
 
+def test_inside_a_global_batch_its_rows_stay_the_same_or_the_state_is_refused(out: Path, other: Path) -> None:
+    """Datasets in another order, or another end of the pass, would give rows of the batch twice or never."""
+    run: dict[str, Any] = {"global_batch_size": 6, "batch_size": 1, "mixture": [1, 1]}
+    loader = Loader([out, other], **run)
+    next(loader)
+    with pytest.raises(UsageError, match="inside a global batch the mixture cannot change"):
+        Loader([other, out], **run).load_state_dict(loader.state_dict())
+    for _ in range(5):
+        next(loader)
+    Loader([other, out], **run).load_state_dict(loader.state_dict())
+
+    run = {"global_batch_size": 8, "batch_size": 2, "epochs": 1}
+    loader = Loader(out, remainder="pad", **run)
+    for _ in range(28):
+        next(loader)
+    Loader(out, remainder="drop", **run).load_state_dict(loader.state_dict())
+    next(loader)
+    with pytest.raises(UsageError, match="remainder='drop' would leave out the rest"):
+        Loader(out, remainder="drop", **run).load_state_dict(loader.state_dict())
+
+
 def test_what_would_be_another_order_is_refused(out: Path, other: Path) -> None:
     loader = Loader(out, global_batch_size=8)
     next(loader)

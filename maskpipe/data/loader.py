@@ -262,7 +262,8 @@ class Loader(IterableDataset[Any]):
 
         Ranks, threads, batch sizes may differ from those of the run that saved it; so may the mixture, and there may be
         datasets more: each goes on at its own count. UsageError when seed, shuffle or window differ, or when a state
-        from inside a global batch meets another number of ranks; DatasetError when a dataset is missing or has changed.
+        from inside a global batch meets other ranks, datasets in another order, or another end of the pass;
+        DatasetError when a dataset is missing or has changed.
         """
         fitted = self._fit(State.from_dict(state))
         with self._lock:
@@ -400,8 +401,19 @@ class Loader(IterableDataset[Any]):
         )
         if self.epochs is not None and min(self._remaining(fitted)) < 0:
             raise UsageError(f"state: a dataset is past the end of the {self.epochs} epochs of this loader")
-        if not same and state.within:
-            raise UsageError("state: inside a global batch the mixture cannot change; save after whole global batches")
+        if state.within:
+            moved = [s.fingerprint for s in state.sources] != [s.fingerprint for s in sources]
+            if not same or moved:
+                raise UsageError(
+                    "state: inside a global batch the mixture cannot change, nor the order of the datasets; save after "
+                    "whole global batches"
+                )
+            left = None if self.epochs is None else sum(self._remaining(fitted))
+            if self.remainder == "drop" and left is not None and left < self.global_batch_size:
+                raise UsageError(
+                    "state: it was saved inside the last global batch of a pass with remainder='pad'; "
+                    "remainder='drop' would leave out the rest of its rows: pass the same"
+                )
         return fitted if same else self._with_rates(fitted)
 
     def _stand(self, state: State) -> None:
