@@ -107,58 +107,86 @@ py::object to_capsule(std::vector<Value>&& values) {
   return to_capsule(data, -1, size, std::move(values));
 }
 
-// What Python gets of a batch. Tensors over the slot keep the slot, not this.
+// Dense columns by their names in Python.
+using Dense = py::object (*)(std::uint8_t* memory, std::int64_t rows, std::int64_t length, const Slot& slot);
+
+template <typename Value>
+py::object dense(std::uint8_t* memory, std::int64_t rows, std::int64_t length, const Slot& slot) {
+  return to_capsule(reinterpret_cast<Value*>(memory), rows, length, Slot(slot));
+}
+
+constexpr struct {
+  const char* name;
+  std::int64_t ColumnPlaces::* place;
+  Dense to_capsule;
+} dense_columns[] = {
+    {"ids32", &ColumnPlaces::ids32, dense<std::int32_t>},
+    {"input_ids", &ColumnPlaces::ids, dense<std::int64_t>},
+    {"labels", &ColumnPlaces::labels, dense<std::int64_t>},
+    {"targets", &ColumnPlaces::targets, dense<std::int64_t>},
+    {"position_ids", &ColumnPlaces::positions, dense<std::int64_t>},
+    {"segment_ids", &ColumnPlaces::segments, dense<std::int32_t>},
+    {"loss_weights", &ColumnPlaces::weights, dense<float>},
+    {"role_ids", &ColumnPlaces::roles, dense<std::uint8_t>},
+};
+
+// What Python gets of a batch beside its dense columns, which keep the slot, not this.
 struct PyDelivered {
   std::shared_ptr<Reader> reader;
   Delivered batch;
-  ColumnPlaces places;
-  std::optional<Segments> segments;
-  std::optional<BatchRuns> runs;
+  // Made once; tensors over them keep them.
+  std::shared_ptr<Segments> segments;
+  std::shared_ptr<BatchRuns> runs;
 
-  // None for what nobody asked for.
-  py::object tensor(std::string_view name) {
-    const auto dense = [&]<typename Value>(std::int64_t place, Value*) -> py::object {
-      if (place < 0) return py::none();
-      auto* const at = reinterpret_cast<Value*>(batch.slot.memory + place);
-      return to_capsule(at, static_cast<std::int64_t>(batch.job->rows().rows.size()), reader->sequence_length(),
-                        Slot(batch.slot));
-    };
-    const BatchOut types{};
-    if (name == "input_ids") return dense(places.ids, types.ids);
-    if (name == "labels") return dense(places.labels, types.labels);
-    if (name == "position_ids") return dense(places.positions, types.positions);
+  py::object fact(std::string_view name) {
     if (name == "cu_seqlens") return to_capsule(reader->cu_seqlens(*batch.job));
-    if (name == "ids32") return dense(places.ids32, types.ids32);
-    if (name == "targets") return dense(places.targets, types.targets);
-    if (name == "segment_ids") return dense(places.segments, types.segments);
-    if (name == "loss_weights") return dense(places.weights, types.weights);
-    if (name == "role_ids") return dense(places.roles, types.roles);
     if (name == "sources") return to_capsule(std::vector(batch.job->rows().sources));
     if (name == "rows") return to_capsule(std::vector(batch.job->rows().rows));
+    const auto of = [](auto& values, const auto& owner) {
+      return to_capsule(values.data(), -1, static_cast<std::int64_t>(values.size()), std::shared_ptr(owner));
+    };
     if (name.starts_with("run_")) {
-      if (!runs) runs = reader->runs(*batch.job);
-      if (name == "run_ends") return to_capsule(std::move(runs->ends));
-      if (name == "run_roles") return to_capsule(std::move(runs->roles));
-      if (name == "run_parts") return to_capsule(std::move(runs->parts));
-      if (name == "run_loss") return to_capsule(std::move(runs->loss));
-      if (name == "run_weights") return to_capsule(std::move(runs->weights));
+      if (!runs) runs = std::make_shared<BatchRuns>(reader->runs(*batch.job));
+      if (name == "run_ends") return of(runs->ends, runs);
+      if (name == "run_roles") return of(runs->roles, runs);
+      if (name == "run_parts") return of(runs->parts, runs);
+      if (name == "run_loss") return of(runs->loss, runs);
+      if (name == "run_weights") return of(runs->weights, runs);
       throw py::key_error(std::string(name));
     }
-    if (!segments) segments = reader->segments(*batch.job);
-    if (name == "segment_numbers") return to_capsule(std::move(segments->numbers));
-    if (name == "branches") return to_capsule(std::move(segments->branches));
-    if (name == "pairs") return to_capsule(std::move(segments->pairs));
-    if (name == "parents") return to_capsule(std::move(segments->parents));
-    if (name == "scores") return to_capsule(std::move(segments->scores));
-    if (name == "desirable") return to_capsule(std::move(segments->desirable));
+    if (!segments) segments = std::make_shared<Segments>(reader->segments(*batch.job));
+    if (name == "segment_numbers") return of(segments->numbers, segments);
+    if (name == "branches") return of(segments->branches, segments);
+    if (name == "pairs") return of(segments->pairs, segments);
+    if (name == "parents") return of(segments->parents, segments);
+    if (name == "scores") return of(segments->scores, segments);
+    if (name == "desirable") return of(segments->desirable, segments);
     throw py::key_error(std::string(name));
   }
 };
 
 struct PyStream {
-  std::size_t slot_size;
-  ColumnPlaces places;
+  struct Column {
+    py::str name;
+    std::int64_t place;
+    Dense to_capsule;
+  };
+  std::vector<Column> columns;
   Stream stream;
+
+  // By name, each made by `make` of a DLPack capsule.
+  py::dict tensors(const Delivered& batch, const py::object& make) const {
+    py::dict out;
+    const auto rows = static_cast<std::int64_t>(batch.job->rows().rows.size());
+    for (const Column& column : columns) {
+      const py::object capsule = column.to_capsule(batch.slot.memory + column.place, rows,
+                                                   stream.reader()->sequence_length(), batch.slot);
+      const auto tensor = py::reinterpret_steal<py::object>(PyObject_CallOneArg(make.ptr(), capsule.ptr()));
+      if (!tensor) throw py::error_already_set();
+      out[column.name] = tensor;
+    }
+    return out;
+  }
 };
 
 py::tuple to_tuple(const std::vector<std::int64_t>& values) {
@@ -274,7 +302,7 @@ void bind_reader(py::module_& m) {
           },
           "source"_a, "number"_a);
   py::class_<PyDelivered>(m, "Delivered")
-      .def("tensor", &PyDelivered::tensor, "name"_a)
+      .def("fact", &PyDelivered::fact, "name"_a)
       .def("place", [](const PyDelivered& self) { return to_tuple(self.batch.after); })
       .def("numbers",
            [](const PyDelivered& self) {
@@ -302,11 +330,12 @@ void bind_reader(py::module_& m) {
                             pad,
                             totals};
              ColumnPlaces places;
-             const auto at = [&](const char* name) {
-               return columns.contains(name) ? integer(columns[name], name) : std::int64_t{-1};
-             };
-             places = {at("ids32"),        at("input_ids"),   at("labels"),       at("targets"),
-                       at("position_ids"), at("segment_ids"), at("loss_weights"), at("role_ids")};
+             std::vector<PyStream::Column> asked;
+             for (const auto& known : dense_columns) {
+               if (!columns.contains(known.name)) continue;
+               places.*known.place = integer(columns[known.name], known.name);
+               asked.push_back({py::str(known.name), places.*known.place, known.to_capsule});
+             }
              const auto bytes = static_cast<std::size_t>(integer(size, "size"));
              std::function<Slot()> take;
              if (py::isinstance<Pool>(slots)) {
@@ -322,7 +351,7 @@ void bind_reader(py::module_& m) {
                };
              }
              return std::unique_ptr<PyStream>(
-                 new PyStream{bytes, places, {reader, std::move(shape), places, std::move(take)}});
+                 new PyStream{std::move(asked), {reader, std::move(shape), places, std::move(take)}});
            }),
            "reader"_a, "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "global_batch"_a, "ranks"_a, "rank"_a,
            "batch"_a, "pad"_a, "totals"_a, "columns"_a, "size"_a, "slots"_a)
@@ -349,15 +378,17 @@ void bind_reader(py::module_& m) {
       .def("ahead", [](const PyStream& self) { return without_gil([&] { return self.stream.ahead(); }); })
       .def(
           "next",
-          [](PyStream& self, const py::object& depth) -> std::unique_ptr<PyDelivered> {
+          [](PyStream& self, const py::object& depth, const py::object& make) -> py::object {
             const std::int64_t n = integer(depth, "depth");
             if (n < 0) throw py::value_error("depth must be at least 0");
             auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
-            if (!batch) return nullptr;
-            return std::unique_ptr<PyDelivered>(
-                new PyDelivered{self.stream.reader(), std::move(*batch), self.places, std::nullopt, std::nullopt});
+            if (!batch) return py::none();
+            py::dict tensors = self.tensors(*batch, make);
+            return py::make_tuple(std::unique_ptr<PyDelivered>(new PyDelivered{
+                                      self.stream.reader(), std::move(*batch), nullptr, nullptr}),
+                                  std::move(tensors));
           },
-          "depth"_a);
+          "depth"_a, "make"_a);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "facts.h"
 
@@ -28,6 +29,12 @@ std::vector<std::uint64_t> parse_hashes(const std::string& hex) {
   return out;
 }
 
+// Many processors divide 64 bits several times as slowly as 32.
+std::int64_t quotient(std::int64_t a, std::int64_t b) {
+  if ((a | b) >> 32 != 0) return a / b;
+  return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
+}
+
 // Facts of other batches are rarely in the caches, so they are looked at only for what needs them.
 bool more_than_ids(const RowOut& out) {
   return out.labels || out.targets || out.positions || out.segments || out.weights || out.roles;
@@ -42,9 +49,10 @@ struct Reader::Shard {
   std::mutex mutex;                // of decoding; held while a block is read
   std::vector<BatchPlace> places;  // of the record batches; empty until the footer was proved
   std::vector<std::shared_ptr<const Block>> blocks;
-  std::vector<std::list<Cached>::iterator> kept;  // of blocks that are there
+  std::vector<std::uint8_t> used;  // per block, since the hand came by
 
   std::int64_t rows() const { return source.rows[number]; }
+  std::int64_t block_of(std::int64_t row) const { return quotient(row, source.batch_rows); }
   std::size_t n_blocks() const { return static_cast<std::size_t>((rows() - 1) / source.batch_rows) + 1; }
 };
 
@@ -112,7 +120,7 @@ Reader::~Reader() {
 }
 
 void Reader::submit(const std::shared_ptr<Job>& job) {
-  if (!is_here()) throw std::logic_error("the reader belongs to another process");
+  if (!threads_.empty() && !is_here()) throw std::logic_error("the reader belongs to another process");
   if (static_cast<std::int64_t>(job->rows_.rows.size()) > INT32_MAX / options_.sequence_length) {
     throw std::invalid_argument("a batch holds fewer than 2^31 tokens; use a smaller batch_size");
   }
@@ -235,9 +243,11 @@ void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& benc
   bench.visits.clear();
   const std::lock_guard lock(cache_mutex_);
   for (const Found& row : found) {
-    const std::int64_t step = row.shard->source.batch_rows, number = row.row / step;
-    bench.visits.push_back({row, static_cast<std::size_t>(number), static_cast<std::size_t>(row.row - number * step),
-                            kept_block(*row.shard, static_cast<std::size_t>(number)), nullptr, -1});
+    Shard& shard = *row.shard;
+    const std::int64_t number = shard.block_of(row.row), in_block = row.row - number * shard.source.batch_rows;
+    shard.file.expect_row(row.row);
+    bench.visits.push_back({row, static_cast<std::size_t>(number), static_cast<std::size_t>(in_block),
+                            kept_block(shard, static_cast<std::size_t>(number)), nullptr, -1});
   }
 }
 
@@ -317,7 +327,7 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row, std::size_t k)
                          {},
                          {}});
     made->blocks.resize(made->n_blocks());
-    made->kept.resize(made->n_blocks());
+    made->used.resize(made->n_blocks());
     shards_[s][number].known.store(made.get(), std::memory_order_release);
   }
   return place(made.get());
@@ -357,9 +367,24 @@ void Reader::close_file(std::size_t source, std::size_t number) {
 }
 
 // A block that is in the cache, or nullptr; with cache_mutex_.
-std::shared_ptr<const Block> Reader::kept_block(Shard& shard, std::size_t number) {
-  if (shard.blocks[number] != nullptr) cached_.splice(cached_.begin(), cached_, shard.kept[number]);
+const std::shared_ptr<const Block>& Reader::kept_block(Shard& shard, std::size_t number) {
+  shard.used[number] = 1;
   return shard.blocks[number];
+}
+
+// One that was not used since the hand came by before; with cache_mutex_, where there is any. (F. J. Corbató, "A paging
+// experiment with the Multics system", 1968: nearly the least recently used, and looking costs a byte.)
+void Reader::drop_block() {
+  for (;; ++hand_) {
+    if (hand_ >= cached_.size()) hand_ = 0;
+    const Cached at = cached_[hand_];
+    if (std::exchange(at.shard->used[at.block], 0) != 0) continue;
+    cached_bytes_ -= at.shard->blocks[at.block]->bytes();
+    at.shard->blocks[at.block] = nullptr;
+    cached_[hand_] = cached_.back();
+    cached_.pop_back();
+    return;
+  }
 }
 
 std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scratch& scratch) {
@@ -370,16 +395,10 @@ std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scr
   }
   std::shared_ptr<const Block> made = decode(shard, number, scratch);
   const std::lock_guard lock(cache_mutex_);
-  shard.blocks[number] = made;
-  shard.kept[number] = cached_.insert(cached_.begin(), {&shard, number});
   cached_bytes_ += made->bytes();
-  while (cached_bytes_ > options_.cache_bytes && cached_.size() > 1) {
-    const Cached& last = cached_.back();
-    std::shared_ptr<const Block>& block = last.shard->blocks[last.block];
-    cached_bytes_ -= block->bytes();
-    block = nullptr;
-    cached_.pop_back();
-  }
+  while (cached_bytes_ > options_.cache_bytes && !cached_.empty()) drop_block();
+  cached_.push_back({&shard, number});
+  shard.blocks[number] = made;
   return made;
 }
 

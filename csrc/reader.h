@@ -1,7 +1,7 @@
 // The reader: rows of datasets -> batches, by threads that know nothing of Python.
 //
 //   submit(rows, where the columns go) -> Job ─┐ threads take a few rows at a time, oldest job first:
-//                                              │ shard -> block of facts (kept, least recently used go first)
+//                                              │ shard -> block of facts (kept; those not used of late go first)
 //   wait(job) <────────────────────────────────┘ -> ids (read and proved) -> dense columns of the row
 //
 // Nothing of a batch is given out before all of it was proved. Which thread does what shows nowhere in the result.
@@ -11,7 +11,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
-#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -175,7 +174,8 @@ class Reader {
   Found find(std::int32_t source, std::int64_t row, std::size_t k);
   template <typename Call>
   void explained(const Found& found, Call call);
-  std::shared_ptr<const Block> kept_block(Shard& shard, std::size_t number);
+  const std::shared_ptr<const Block>& kept_block(Shard& shard, std::size_t number);
+  void drop_block();
   std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const OpenFile> open(Shard& shard);
@@ -189,8 +189,9 @@ class Reader {
   std::vector<std::vector<Lazy>> shards_;
   std::shared_ptr<const Block> padding_;
 
-  std::mutex cache_mutex_;  // of cached_, cached_bytes_ and Shard::kept
-  std::list<Cached> cached_;
+  std::mutex cache_mutex_;  // of cached_, hand_, cached_bytes_, Shard::blocks and Shard::used
+  std::vector<Cached> cached_;
+  std::size_t hand_ = 0;  // of the clock, in cached_
   std::int64_t cached_bytes_ = 0;
   std::mutex open_mutex_;  // of opened_ and of making shards
   std::deque<Shard*> opened_;

@@ -23,10 +23,18 @@ MASKPIPE_WIDE void widen(const std::int32_t* in, std::int64_t* out, std::int64_t
 
 std::uint32_t folded(std::uint64_t hash) { return static_cast<std::uint32_t>(hash ^ hash >> 32); }
 
-// What goes ahead is asked for line by line beside the work on a page.
-void fetch_line(const std::uint8_t* ahead, std::int64_t at) {
+// What is so many bytes ahead, in this row or in the next one, is asked for line by line beside the work on a page.
+constexpr std::int64_t fetch_distance = 2 * page_size;
+
+const std::uint8_t* fetched(const std::uint8_t* bytes, std::int64_t at, std::int64_t length,
+                            const std::uint8_t* ahead) {
+  const std::int64_t place = at + fetch_distance;
+  return place < length || ahead == nullptr ? bytes + place : ahead + (place - length);
+}
+
+void fetch_line(const std::uint8_t* at) {
 #ifdef __GNUC__
-  __builtin_prefetch(ahead + at);
+  __builtin_prefetch(at);
 #endif
 }
 
@@ -63,9 +71,9 @@ enum class Copy { none, narrow, wide };
 
 template <Copy copy, typename Id>
 MASKPIPE_AVX2 inline __attribute__((always_inline)) void add_page(Sums& sums, const std::uint8_t* bytes, Id* out,
-                                                                  const std::uint8_t* ahead) {
+                                                                  const std::uint8_t* fetched) {
   for (std::int64_t at = 0; at < page_size; at += 64) {
-    fetch_line(ahead, at);
+    fetch_line(fetched + at);
     for (int half = 0; half < 2; ++half) {
       const std::int64_t here = at + 32 * half;
       const __m256i in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + here));
@@ -96,11 +104,13 @@ MASKPIPE_AVX2 inline __attribute__((always_inline)) void scramble(Sums& sums) {
   }
 }
 
-MASKPIPE_AVX2 inline __attribute__((always_inline)) std::uint64_t digest(const Sums& sums, std::int64_t length) {
-  alignas(32) std::uint64_t lanes[17];
-  std::memcpy(lanes, &sums, 16 * sizeof(lanes[0]));
-  lanes[16] = static_cast<std::uint64_t>(length);
-  return xxh3(lanes, sizeof(lanes));
+// 64 bits of the sums, a change of any one of which changes them.
+MASKPIPE_AVX2 inline __attribute__((always_inline)) std::uint64_t digest(const Sums& sums) {
+  alignas(32) std::uint64_t lanes[16];
+  std::memcpy(lanes, &sums, sizeof(lanes));
+  std::uint64_t out = 0;
+  for (std::size_t lane = 0; lane < 16; ++lane) out += (lanes[lane] ^ lanes[lane] >> 37) * (keys[lane] | 1);
+  return out * (keys[16] | 1);
 }
 
 MASKPIPE_AVX2 inline __attribute__((always_inline)) Sums no_sums() {
@@ -111,11 +121,7 @@ MASKPIPE_AVX2 inline __attribute__((always_inline)) Sums no_sums() {
 MASKPIPE_AVX2 std::uint64_t seal_page(const std::uint8_t* bytes) {
   Sums sums = no_sums();
   add_page<Copy::none>(sums, bytes, static_cast<std::int32_t*>(nullptr), bytes + page_size);
-  alignas(32) std::uint64_t lanes[16];
-  std::memcpy(lanes, &sums, sizeof(lanes));
-  std::uint64_t out = 0;
-  for (std::size_t lane = 0; lane < 16; ++lane) out += (lanes[lane] ^ lanes[lane] >> 37) * (keys[lane] | 1);
-  return out * (keys[16] | 1);
+  return digest(sums);
 }
 
 template <Copy copy, typename Id>
@@ -124,7 +130,7 @@ MASKPIPE_AVX2 std::uint64_t seal_pages(const std::uint8_t* bytes, std::int64_t c
   Sums sums = no_sums();
   std::int64_t at = 0;
   for (; at + page_ids <= count; at += page_ids) {
-    add_page<copy>(sums, bytes + 4 * at, out + at, (ahead == nullptr ? bytes + page_size : ahead) + 4 * at);
+    add_page<copy>(sums, bytes + 4 * at, out + at, fetched(bytes, 4 * at, 4 * count, ahead));
     scramble(sums);
   }
   if (at < count) {  // the rest, as a page that ends in zeros
@@ -136,7 +142,7 @@ MASKPIPE_AVX2 std::uint64_t seal_pages(const std::uint8_t* bytes, std::int64_t c
     scramble(sums);
     std::copy_n(copied, left, out + at);
   }
-  return digest(sums, count);
+  return digest(sums);
 }
 
 #endif
@@ -168,7 +174,8 @@ void copy_ids(const std::uint8_t* bytes, std::int64_t count, const IdsOut& out, 
   const auto* const ids = reinterpret_cast<const std::int32_t*>(bytes);
   for (std::int64_t at = 0; at < count; at += page_ids) {
     const std::int64_t size = std::min(page_ids, count - at);
-    for (std::int64_t line = 0; ahead != nullptr && line < 4 * size; line += 64) fetch_line(ahead, 4 * at + line);
+    const std::uint8_t* const next = fetched(bytes, 4 * at, 4 * count, ahead);
+    for (std::int64_t line = 0; line < 4 * size; line += 64) fetch_line(next + line);
     if (out.narrow != nullptr) std::copy_n(ids + at, size, out.narrow + at);
     if (out.wide != nullptr) widen(ids + at, out.wide + at, size);
   }

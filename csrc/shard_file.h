@@ -66,6 +66,13 @@ class ShardFile {
   void read_row(std::int64_t row, std::int64_t offset, std::int64_t count, const IdsOut& out, Scratch& scratch,
                 const std::uint8_t* ahead);
 
+  // A hint that a row will be read soon.
+  void expect_row(std::int64_t row) const {
+#ifdef __GNUC__
+    if (!row_seals_.empty()) __builtin_prefetch(&row_seals_[static_cast<std::size_t>(row)]);
+#endif
+  }
+
   std::int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 

@@ -5,7 +5,7 @@ argument; results are fresh arrays. Wrong values are ValueError, saying where. T
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ _Int32 = npt.NDArray[np.int32]
 _Int64 = npt.NDArray[np.int64]
 _UInt8 = npt.NDArray[np.uint8]
 _Bool = npt.NDArray[np.bool_]
+_Tensor = TypeVar("_Tensor")
 
 # csrc/pack.h
 
@@ -423,12 +424,10 @@ _Place = tuple[tuple[int, ...], tuple[int, ...], int, int]
 class Delivered:
     """A batch that is read and proved."""
 
-    def tensor(self, name: str) -> CapsuleType | None:
-        """As DLPack. A dense column [rows, sequence_length] over the batch's memory, None when it was not asked for:
-        ids32, input_ids, labels, targets, position_ids, segment_ids, loss_weights, role_ids. Or sources int32, rows
-        int64 [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32, branches uint8, pairs int64,
-        scores float32, desirable int8 [segments]; run_ends int32, run_roles, run_parts, run_loss uint8, run_weights
-        float32 [runs]: ask for each of these once."""
+    def fact(self, name: str) -> CapsuleType:
+        """As DLPack: sources int32, rows int64 [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32,
+        branches uint8, pairs int64, scores float32, desirable int8 [segments]; run_ends int32, run_roles, run_parts,
+        run_loss uint8, run_weights float32 [runs]."""
 
     def place(self) -> _Place:
         """Where the run stands after it."""
@@ -480,9 +479,12 @@ class Stream:
         """Begins to read one more batch; False at the end of the pass."""
 
     def ahead(self) -> int: ...
-    def next(self, depth: SupportsIndex) -> Delivered | None:
-        """The oldest batch, with `depth` on their way; None at the end of the pass. RuntimeError, naming shard, region
-        and rows, when a byte is not what it should be."""
+    def next(
+        self, depth: SupportsIndex, make: Callable[[CapsuleType], _Tensor]
+    ) -> tuple[Delivered, dict[str, _Tensor]] | None:
+        """The oldest batch, with `depth` on their way, and its dense columns over its memory, [rows, sequence_length]
+        each, which `make` makes of DLPack; None at the end of the pass. RuntimeError, naming shard, region and rows,
+        when a byte is not what it should be."""
 
 # csrc/audit.h
 

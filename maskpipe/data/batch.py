@@ -10,7 +10,7 @@ operations on whatever device the batch is on, when it is first used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from maskpipe.errors import UsageError
 IGNORE = -100
 """The label of a token without loss: what torch and transformers ignore."""
 
+# The public function asks a capsule for what only other tensors have, which costs as much as all the rest.
+to_tensor: Callable[[Any], Tensor] = getattr(torch._C, "_from_dlpack", from_dlpack)
 
-_DENSE = ("ids32", "input_ids", "labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
-"""Columns that the core makes when asked."""
 _HOST = ("sources", "rows")
 _FLAT = (
     "cu_seqlens", "segment_numbers", "branches", "pairs", "parents", "scores", "desirable", "run_ends", "run_roles",
@@ -66,6 +66,22 @@ class Run(NamedTuple):
     state_at: Callable[[Place], dict[str, Any]] | None = None
 
 
+_Value = TypeVar("_Value", bound=Tensor | None)
+
+
+def _made(make: Callable[[Any], _Value]) -> _Value:
+    """A read-only attribute of a batch: what the core made, else what `make` makes when it is first used."""
+    name = make.__name__
+
+    def read(batch: Batch) -> Any:
+        tensor = batch._tensors.get(name)
+        if tensor is None:
+            batch._tensors[name] = tensor = make(batch)
+        return tensor
+
+    return cast("_Value", property(read, doc=make.__doc__))
+
+
 class Batch:
     """B packed rows of L tokens. S segments are the documents of all rows in order, and padding at the end of a row.
 
@@ -102,14 +118,14 @@ class Batch:
       run_ends int32 [R] over the batch as one line;  run_roles, run_parts, run_loss (0 or 1) uint8 [R];
       run_weights float32 [R]
 
-    Tensors are made when they are first used: from what the loader's threads wrote where that was asked for (Loader:
-    columns), else by a few torch operations.
+    What the loader was asked for (Loader: columns) comes with the batch, as its threads wrote it; what else is used is
+    made then, by a few torch operations. A batch is read-only; its tensors may be written to like any others.
     """
 
     __slots__ = ("_given", "_known", "_run", "_tensors")
 
     def __init__(
-        self, given: _core.Delivered | None, run: Run, tensors: dict[str, Tensor], known: Numbers | None = None
+        self, given: _core.Delivered | None, run: Run, tensors: dict[str, Any], known: Numbers | None = None
     ) -> None:
         """given: what the loader read; else `known` is there, and in `tensors` what others cannot be derived from."""
         self._given = given
@@ -117,12 +133,10 @@ class Batch:
         self._tensors = tensors
         self._known = known
 
-    @property
+    @_made
     def input_ids(self) -> Tensor:
-        tensor = self._read("input_ids")
-        if tensor is None:
-            tensor = self._tensors["input_ids"] = self._fact("ids32").long()
-        return tensor
+        ids: Tensor = self._tensors["ids32"]
+        return ids.long()
 
     @property
     def max_seqlen(self) -> int:
@@ -155,120 +169,109 @@ class Batch:
             raise UsageError("this batch comes from no loader, so there is no state after it")
         return self._run.state_at(self._numbers.place)
 
-    @property
+    @_made
     def cu_seqlens(self) -> Tensor:
         return self._fact("cu_seqlens")
 
-    @property
+    @_made
     def segment_numbers(self) -> Tensor:
         return self._fact("segment_numbers")
 
-    @property
+    @_made
     def branches(self) -> Tensor:
         return self._fact("branches")
 
-    @property
+    @_made
     def pairs(self) -> Tensor:
         return self._fact("pairs")
 
-    @property
+    @_made
     def parents(self) -> Tensor:
         return self._fact("parents")
 
-    @property
+    @_made
     def scores(self) -> Tensor:
         return self._fact("scores")
 
-    @property
+    @_made
     def desirable(self) -> Tensor:
         return self._fact("desirable")
 
-    @property
+    @_made
     def run_ends(self) -> Tensor:
         return self._fact("run_ends")
 
-    @property
+    @_made
     def run_roles(self) -> Tensor:
         return self._fact("run_roles")
 
-    @property
+    @_made
     def run_parts(self) -> Tensor:
         return self._fact("run_parts")
 
-    @property
+    @_made
     def run_loss(self) -> Tensor:
         return self._fact("run_loss")
 
-    @property
+    @_made
     def run_weights(self) -> Tensor:
         return self._fact("run_weights")
 
-    @property
+    @_made
     def sources(self) -> Tensor:
         """[B] int32 index of the dataset, -1 for a row of padding; on the CPU."""
         return self._fact("sources")
 
-    @property
+    @_made
     def rows(self) -> Tensor:
         """[B] int64 row of the dataset, -1 for a row of padding; on the CPU."""
         return self._fact("rows")
 
-    @property
+    @_made
     def labels(self) -> Tensor:
-        return self._dense("labels", lambda: torch.where(self._runs(self.run_loss).bool(), self.input_ids, IGNORE))
+        return torch.where(self._runs(self.run_loss).bool(), self.input_ids, IGNORE)
 
     @property
     def targets(self) -> Tensor:
         """UsageError where a shared prompt predicts the first tokens of two branches, which one target cannot say."""
         self._check_shifted("targets")
+        tensor: Tensor | None = self._tensors.get("targets")
+        if tensor is None:
+            tensor = torch.full_like(self.input_ids, IGNORE)
+            tensor[:, :-1] = self.labels[:, 1:]
+            self._tensors["targets"] = tensor
+        return tensor
 
-        def shifted() -> Tensor:
-            out = torch.full_like(self.input_ids, IGNORE)
-            out[:, :-1] = self.labels[:, 1:]
-            return out
-
-        return self._dense("targets", shifted)
-
-    @property
+    @_made
     def position_ids(self) -> Tensor:
-        def positions() -> Tensor:
-            line = torch.arange(self.input_ids.numel(), device=self.device)
-            first = self.cu_seqlens[:-1].long()
-            if self.shared:
-                prompts = torch.arange(len(first), device=self.device) - self.parents
-                first = first - torch.where(self.parents > 0, self.cu_seqlens.diff()[prompts], 0)
-            return (line - self._segments(first).view(-1)).view(self.input_ids.shape)
+        line = torch.arange(self.input_ids.numel(), device=self.device)
+        first = self.cu_seqlens[:-1].long()
+        if self.shared:
+            prompts = torch.arange(len(first), device=self.device) - self.parents
+            first = first - torch.where(self.parents > 0, self.cu_seqlens.diff()[prompts], 0)
+        return (line - self._segments(first).view(-1)).view(self.input_ids.shape)
 
-        return self._dense("position_ids", positions)
-
-    @property
+    @_made
     def segment_ids(self) -> Tensor:
-        return self._dense("segment_ids", lambda: self._segments(self.segment_numbers))
+        return self._segments(self.segment_numbers)
 
-    @property
+    @_made
     def prompt_ids(self) -> Tensor:
         """[B, L] int32: the segment_id of the prompt that the token's segment continues; 0 for none."""
-        return self._dense(
-            "prompt_ids",
-            lambda: self._segments(torch.where(self.parents > 0, self.segment_numbers - self.parents, 0)),
-        )
+        return self._segments(torch.where(self.parents > 0, self.segment_numbers - self.parents, 0))
 
-    @property
+    @_made
     def predictors(self) -> Tensor | None:
         """[B, L] int64: the place in the row that predicts the token; -1 for the first of a document and in padding.
         None where no prompt is shared: then it is always the place before."""
         if not self.shared:
             return None
-
-        def places() -> Tensor:
-            rows, length = self.input_ids.shape
-            out = torch.arange(-1, length - 1, device=self.device).repeat(rows)
-            starts = self.cu_seqlens[:-1].long()
-            prompts = torch.arange(len(starts), device=self.device) - self.parents
-            out[starts] = torch.where(self.parents > 0, (self.cu_seqlens[1:].long()[prompts] - 1) % length, -1)
-            return torch.where(self.segment_ids > 0, out.view(rows, length), -1)
-
-        return self._dense("predictors", places)
+        rows, length = self.input_ids.shape
+        out = torch.arange(-1, length - 1, device=self.device).repeat(rows)
+        starts = self.cu_seqlens[:-1].long()
+        prompts = torch.arange(len(starts), device=self.device) - self.parents
+        out[starts] = torch.where(self.parents > 0, (self.cu_seqlens[1:].long()[prompts] - 1) % length, -1)
+        return torch.where(self.segment_ids > 0, out.view(rows, length), -1)
 
     @property
     def loss_denominator(self) -> float | None:
@@ -286,21 +289,21 @@ class Batch:
         """Documents with a thumb (`desirable`) of the whole global batch, likewise: for unpaired_loss."""
         return None if self.step is None else self.step.rated
 
-    @property
+    @_made
     def loss_weights(self) -> Tensor:
-        return self._dense("loss_weights", lambda: self._runs(self.run_weights))
+        return self._runs(self.run_weights)
 
-    @property
+    @_made
     def role_ids(self) -> Tensor:
-        return self._dense("role_ids", lambda: self._runs(self.run_roles))
+        return self._runs(self.run_roles)
 
-    @property
+    @_made
     def part_ids(self) -> Tensor:
-        return self._dense("part_ids", lambda: self._runs(self.run_parts))
+        return self._runs(self.run_parts)
 
     @property
     def device(self) -> torch.device:
-        ids = self._tensors.get("ids32")
+        ids: Tensor | None = self._tensors.get("ids32")
         return (self.input_ids if ids is None else ids).device
 
     @property
@@ -322,18 +325,18 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device; what is not asked for later is not made there."""
-        for name in (*_DENSE, *_FLAT, *_HOST):
-            self._read(name)
+        for name in (*_FLAT, *_HOST) if self._given is not None else ():
+            getattr(self, name)
         moved = {
             name: value if name in _HOST else value.to(device, non_blocking=non_blocking)
-            for name, value in self._tensors.items()
+            for name, value in self.tensors.items()
         }
         return Batch(None, self._run, moved, self._numbers)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Those made so far, by name."""
-        return self._tensors
+        return {name: value for name, value in self._tensors.items() if value is not None}
 
     def as_hf(
         self,
@@ -393,7 +396,8 @@ class Batch:
 
     def as_padded(self, pad_id: int = 0) -> dict[str, Tensor]:
         """One document per row, for models that cannot take packed rows: input_ids, attention_mask (1 on documents),
-        labels and position_ids, int64 [documents, longest], padded on the right. Rows of padding give no document. A
+        labels and position_ids, int64 [documents, longest], padded on the right. Rows of padding give no document;
+        where there is nothing else, one row of one padding token without a label, as models take no empty batch. A
         shared prompt stands before each of its branches and in no row of its own."""
         starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
         real = self.segment_numbers > 0
@@ -401,8 +405,12 @@ class Batch:
         prompt_lengths = torch.where(self.parents > 0, lengths[before], 0)
         if self.shared:
             real = real.index_fill(0, before[self.parents > 0], False)
+        if not bool(real.any()):
+            zero = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
+            ids, labels = zero + pad_id, zero + IGNORE
+            return {"input_ids": ids, "attention_mask": zero + 1, "labels": labels, "position_ids": zero}
         prompts, starts, in_prompt, lengths = (x[real] for x in (starts[before], starts, prompt_lengths, lengths))
-        longest = int((in_prompt + lengths).max()) if len(lengths) else 0
+        longest = int((in_prompt + lengths).max())
         place = torch.arange(longest, device=self.device)
         inside = place < (in_prompt + lengths)[:, None]
         at = torch.where(place < in_prompt[:, None], prompts[:, None], (starts - in_prompt)[:, None]) + place
@@ -476,25 +484,10 @@ class Batch:
             self._known = Numbers(*self._given.numbers(), step, self._given.place())
         return self._known
 
-    def _read(self, name: str) -> Tensor | None:
-        """A tensor that was made before, or that the core made."""
-        tensor = self._tensors.get(name)
-        if tensor is None and self._given is not None:
-            made = self._given.tensor(name)
-            if made is not None:
-                tensor = self._tensors[name] = from_dlpack(made)
-        return tensor
-
     def _fact(self, name: str) -> Tensor:
-        tensor = self._read(name)
-        assert tensor is not None, name
-        return tensor
-
-    def _dense(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        tensor = self._read(name) if name in _DENSE else self._tensors.get(name)
-        if tensor is None:
-            tensor = self._tensors[name] = make()
-        return tensor
+        """What the core knows of rows, segments and runs."""
+        assert self._given is not None, name
+        return to_tensor(self._given.fact(name))
 
     def _runs(self, values: Tensor) -> Tensor:
         return self._spread(values, self.run_ends.diff(prepend=self.run_ends.new_zeros(1)))

@@ -29,7 +29,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from maskpipe import _core
 from maskpipe.data import ranks
 from maskpipe.data.ahead import Ahead, Held
-from maskpipe.data.batch import Batch, Place, Run
+from maskpipe.data.batch import Batch, Place, Run, to_tensor
 from maskpipe.data.decision import decide
 from maskpipe.data.order import MAX_SOURCES, epoch_key, shapes_of, shares_of, whole_rates
 from maskpipe.data.slots import Columns, slots_for
@@ -53,6 +53,17 @@ _COLUMNS = ("labels", "targets", "position_ids", "segment_ids", "loss_weights", 
 _log = logging.getLogger(__name__)
 
 Source = str | Path | Dataset
+
+_forks = 0
+"""On the way to this process: cheaper to ask for than its number."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 
 class Loader(IterableDataset[Any]):
@@ -205,27 +216,28 @@ class Loader(IterableDataset[Any]):
         return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
 
     def _next(self) -> Batch:
-        if self._process != os.getpid():
+        if self._process != _forks:
             self._start(self._place)
         if self._ended:
             raise StopIteration
         held = None if self._ahead is None else self._hold_ahead()
         try:
-            given = self._stream.next(self._prefetch if self._ahead is None else 0)
+            read = self._stream.next(self._prefetch if self._ahead is None else 0, to_tensor)
         except RuntimeError as error:
             self._restart(self._place)
             self._close_files()
             refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
             repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
             raise DatasetError(f"{error}; {repair}") from None
-        if given is None:
+        if read is None:
             self._ended = True
             self._stand(self._next_pass(self._state()))
             self._restart(_place_of(self._base))
             raise StopIteration
         if held is not None:
             held.release()
-        batch = Batch(given, self._run, {})
+        given, tensors = read
+        batch = Batch(given, self._run, tensors)
         if self._slots.moves:
             return self._slots.deliver(batch, given.address())
         return batch if self._device.type == "cpu" else batch.to(self._device)
@@ -434,7 +446,7 @@ class Loader(IterableDataset[Any]):
     def _start(self, place: Place) -> None:
         """Threads, memory and a plan from `place` on, in this process."""
         _check_no_worker()
-        self._process = os.getpid()
+        self._process = _forks
         threads, verify, io, cache_bytes = self._reading
         sources = [_core_source(dataset) for dataset in self.datasets]
         scattered = self.shuffle and self.window == 0
