@@ -179,8 +179,8 @@ struct PyStream {
     py::dict out;
     const auto rows = static_cast<std::int64_t>(batch.job->rows().rows.size());
     for (const Column& column : columns) {
-      const py::object capsule = column.to_capsule(batch.slot.memory + column.place, rows,
-                                                   stream.reader()->sequence_length(), batch.slot);
+      const py::object capsule =
+          column.to_capsule(batch.slot.memory + column.place, rows, stream.reader()->sequence_length(), batch.slot);
       const auto tensor = py::reinterpret_steal<py::object>(PyObject_CallOneArg(make.ptr(), capsule.ptr()));
       if (!tensor) throw py::error_already_set();
       out[column.name] = tensor;
@@ -384,8 +384,8 @@ void bind_reader(py::module_& m) {
             auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
             if (!batch) return py::none();
             py::dict tensors = self.tensors(*batch, make);
-            return py::make_tuple(std::unique_ptr<PyDelivered>(new PyDelivered{
-                                      self.stream.reader(), std::move(*batch), nullptr, nullptr}),
+            return py::make_tuple(std::unique_ptr<PyDelivered>(
+                                      new PyDelivered{self.stream.reader(), std::move(*batch), nullptr, nullptr}),
                                   std::move(tensors));
           },
           "depth"_a, "make"_a);

@@ -10,31 +10,64 @@ namespace {
 
 constexpr std::int64_t no_label = -100;
 
+// Four values as one, which compilers turn into what the processor has.
+typedef std::int64_t Four __attribute__((vector_size(32), aligned(8), may_alias));
+typedef std::int32_t NarrowFour __attribute__((vector_size(16), aligned(4), may_alias));
+
+Four& four(std::int64_t* at) { return *reinterpret_cast<Four*>(at); }
+const Four& four(const std::int64_t* at) { return *reinterpret_cast<const Four*>(at); }
+const NarrowFour& four(const std::int32_t* at) { return *reinterpret_cast<const NarrowFour*>(at); }
+
 // Where a stretch begins, which may be anywhere, a few values go one by one: else every other wide store would touch
-// two lines of the cache, which halves the speed.
-bool crooked(const std::int64_t* at) { return reinterpret_cast<std::uintptr_t>(at) % 32 != 0; }
+// two lines of the cache, which halves the speed. The first k in [from, to] that may be written with others.
+std::int64_t level(const std::int64_t* out, std::int64_t from, std::int64_t to) {
+  const auto place = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(out + from) / sizeof(out[0]));
+  return std::min(to, from + (-place & 3));
+}
+
+// Writes out[k] for all k in [from, to) in order: one_at(k) writes one, four_at(k) writes out[k] to out[k + 3].
+template <typename One, typename More>
+inline __attribute__((always_inline)) void write(const std::int64_t* out, std::int64_t from, std::int64_t to,
+                                                 const One& one_at, const More& four_at) {
+  std::int64_t k = from;
+  for (const std::int64_t begin = level(out, from, to); k < begin; ++k) one_at(k);
+  for (; k + 16 <= to; k += 16) {
+    for (int part = 0; part < 16; part += 4) four_at(k + part);
+  }
+  for (; k + 4 <= to; k += 4) four_at(k);
+  for (; k < to; ++k) one_at(k);
+}
 
 MASKPIPE_WIDE void count_up(std::int64_t* out, std::int64_t size, std::int64_t from) {
-  std::int64_t k = 0;
-  for (; k < size && crooked(out + k); ++k) out[k] = from + k;
-  for (; k < size; ++k) out[k] = from + k;
+  Four next = Four{0, 1, 2, 3} + (from + level(out, 0, size));
+  const auto one_at = [&](std::int64_t k) { out[k] = from + k; };
+  const auto four_at = [&](std::int64_t k) {
+    four(out + k) = next;
+    next += 4;
+  };
+  write(out, 0, size, one_at, four_at);
 }
 
 // out[k - shift] is the id of token k where it has loss, for all k but the first `shift`.
 template <typename Id>
-inline void labels(const Id* ids, const Run* runs, std::size_t n, std::int32_t shift, std::int64_t* out) {
+inline __attribute__((always_inline)) void labels(const Id* ids, const Run* runs, std::size_t n, std::int32_t shift,
+                                                  std::int64_t* out) {
   std::int64_t* const to = out - shift;
-  std::int32_t k = shift;
+  const Four none = Four{} + no_label;
+  std::int64_t k = shift;
   for (std::size_t r = 0; r < n; ++r) {
     if (r + 1 < n && runs[r].loss == runs[r + 1].loss) continue;
-    const std::int32_t end = runs[r].end;
+    const std::int64_t end = runs[r].end;
     if (runs[r].loss) {
-      for (; k < end && crooked(to + k); ++k) to[k] = ids[k];
-      for (; k < end; ++k) to[k] = ids[k];
+      const auto one_at = [&](std::int64_t at) { to[at] = ids[at]; };
+      const auto four_at = [&](std::int64_t at) { four(to + at) = __builtin_convertvector(four(ids + at), Four); };
+      write(to, k, end, one_at, four_at);
     } else {
-      for (; k < end && crooked(to + k); ++k) to[k] = no_label;
-      for (; k < end; ++k) to[k] = no_label;
+      const auto one_at = [&](std::int64_t at) { to[at] = no_label; };
+      const auto four_at = [&](std::int64_t at) { four(to + at) = none; };
+      write(to, k, end, one_at, four_at);
     }
+    k = std::max(k, end);
   }
 }
 

@@ -72,22 +72,23 @@ enum class Copy { none, narrow, wide };
 template <Copy copy, typename Id>
 MASKPIPE_AVX2 inline __attribute__((always_inline)) void add_page(Sums& sums, const std::uint8_t* bytes, Id* out,
                                                                   const std::uint8_t* fetched) {
+  const auto* const page_keys = reinterpret_cast<const std::uint8_t*>(keys.data());
+  auto* const to = reinterpret_cast<std::uint8_t*>(out);
   for (std::int64_t at = 0; at < page_size; at += 64) {
     fetch_line(fetched + at);
-    for (int half = 0; half < 2; ++half) {
+    for (std::int64_t half = 0; half < 2; ++half) {
       const std::int64_t here = at + 32 * half;
       const __m256i in = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + here));
-      const __m256i key = _mm256_load_si256(reinterpret_cast<const __m256i*>(keys.data() + here / 8));
-      const __m256i keyed = _mm256_add_epi32(in, key);
+      const __m256i keyed = _mm256_add_epi32(in, *reinterpret_cast<const __m256i*>(page_keys + here));
       const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
       sums.products[half] = _mm256_add_epi64(sums.products[half], product);
       sums.words[half] = _mm256_add_epi64(sums.words[half], in);
       if constexpr (copy == Copy::narrow) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + here / 4), in);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + here), in);
       } else if constexpr (copy == Copy::wide) {
-        auto* const to = reinterpret_cast<__m256i*>(out + here / 4);
-        _mm256_storeu_si256(to, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(in)));
-        _mm256_storeu_si256(to + 1, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(in, 1)));
+        auto* const wide = reinterpret_cast<__m256i*>(to + 2 * here);
+        _mm256_storeu_si256(wide, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(in)));
+        _mm256_storeu_si256(wide + 1, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(in, 1)));
       }
     }
   }
