@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +115,47 @@ def test_padded_rows_are_the_documents(batch: Batch) -> None:
     assert (padded["labels"][padded["attention_mask"] == 0] == -100).all()
     assert int((padded["labels"] != -100).sum()) == batch.n_loss
     assert (padded["labels"][:, 0] == -100).all()
+
+
+def test_a_rank_of_padding_alone_has_something_for_its_model(tmp_path: Path) -> None:
+    """Else it would fail alone, and the others wait for it."""
+    publish_documents(tmp_path / "d", [chat(20, 0)], sequence_length=LENGTH)
+    for yields in ("hf", "padded"):
+        loader = Loader(
+            tmp_path / "d", global_batch_size=2, rank=1, world_size=2, epochs=1, remainder="pad", yields=yields
+        )
+        given = next(loader)
+        assert given["input_ids"].numel() and (given["labels"] == -100).all()
+        with torch.no_grad():
+            assert torch.isfinite(model("sdpa")(**given).logits).all()
+
+
+def test_threads_that_use_a_batch_first_at_the_same_time_see_the_same(tmp_path: Path) -> None:
+    publish_documents(tmp_path / "d", chats([20, 30, 64, 10, 5, 40]), sequence_length=LENGTH)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for batch in itertools.islice(Loader(tmp_path / "d", global_batch_size=3, columns=()), 100):
+            together, seen = threading.Barrier(4), []
+
+            def use(batch: Batch = batch, together: Any = together, seen: Any = seen) -> None:
+                together.wait()
+                seen.append((batch.run_ends.numel(), batch.scores.numel(), int(batch.targets.sum())))
+
+            users = [threading.Thread(target=use) for _ in range(4)]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join()
+            assert len(seen) == 4 and len(set(seen)) == 1
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_batch_cannot_be_changed_but_by_its_tensors(batch: Batch) -> None:
+    for name in ("input_ids", "labels", "targets", "cu_seqlens", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(batch, name, batch.labels)
 
 
 def test_weights_that_a_model_would_not_see_are_refused(weighted: Batch) -> None:

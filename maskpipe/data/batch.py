@@ -356,6 +356,9 @@ class Batch:
         mask_dtype, the model's floating dtype, says the boundaries by attention_mask_4d instead of cu_seq_lens, for
         sdpa and eager. That is the only way where prompts are shared, so without it such a batch is a UsageError.
 
+        A batch of padding alone has no label, and the mean of its loss is NaN (0 / 0) unless the model is told how many
+        labels the whole step has (num_items_in_batch).
+
         labels=False leaves them out, for a loss of your own. transformers' loss knows no weights: UsageError for labels
         of a batch that has some, unless they are to be ignored.
         """
