@@ -651,3 +651,32 @@ def test_few_open_files_are_enough(out: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "OPEN_FILES", 1)
     for threads in (0, 4):
         assert [content(b) for b in Loader(out, global_batch_size=6, epochs=1, threads=threads)] == whole
+
+
+FEW_FILES = """
+import resource, sys
+from maskpipe.data import Loader
+from maskpipe.errors import DatasetError
+resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+loader = Loader(sys.argv[1], global_batch_size=8, epochs=1)
+rows = [row for batch in loader for row in batch.rows.tolist()]
+print(len(set(rows)))
+loader = Loader(sys.argv[1], global_batch_size=8, epochs=1)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 160))
+try:
+    next(loader)
+except DatasetError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+print(next(loader).rows.tolist() == rows[:8])
+"""
+
+
+def test_a_process_that_may_open_few_files_reads_many_shards(tmp_path: Path) -> None:
+    publish_documents(tmp_path / "d", chats([60] * 200), sequence_length=64, rows_per_shard=1)
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(tmp_path / "d")], capture_output=True, text=True, check=True, timeout=300
+    )
+    read, said, again = done.stdout.splitlines()
+    assert (read, again) == ("200", "True")
+    assert "Too many open files" in said and said.endswith("allow more (ulimit -n), or read smaller batches")

@@ -9,8 +9,10 @@ have read ahead shows in nothing. Threads may share a Loader: each batch goes to
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import resource
 import threading
 import warnings
 from collections import deque
@@ -45,7 +47,8 @@ from maskpipe.shards.manifest import Manifest
 from maskpipe.shards.reader import REPAIR, Dataset
 
 OPEN_FILES = 256
-"""Shards kept open at the same time; others are opened again when they are needed."""
+"""Shards kept open at the same time, at most a quarter of what the process may open; others are opened again when they
+are needed."""
 THREADS = 256
 """At most."""
 _COLUMNS = ("labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
@@ -228,6 +231,8 @@ class Loader(IterableDataset[Any]):
             self._close_files()
             refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
             repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
+            if os.strerror(errno.EMFILE) in str(error):
+                repair = "allow more (ulimit -n), or read smaller batches"
             raise DatasetError(f"{error}; {repair}") from None
         if read is None:
             self._ended = True
@@ -458,7 +463,7 @@ class Loader(IterableDataset[Any]):
             io,
             scattered,
             cache_bytes,
-            OPEN_FILES,
+            _open_files(),
             self._decision.policy,
             self._decision.weights,
         )
@@ -627,6 +632,11 @@ def _column_names(columns: str | Sequence[str], expand: str) -> tuple[str, ...]:
     if expand == "device":
         return ("ids32",)
     return ("input_ids", *sorted(set(names)))
+
+
+def _open_files() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if allowed == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, allowed // 4))
 
 
 def _check_no_worker() -> None:
