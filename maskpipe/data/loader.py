@@ -14,7 +14,6 @@ import logging
 import os
 import resource
 import threading
-import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,17 +32,15 @@ from maskpipe.data import ranks
 from maskpipe.data.ahead import Ahead, Held
 from maskpipe.data.batch import Batch, Place, Run, to_tensor
 from maskpipe.data.decision import decide
-from maskpipe.data.order import MAX_SOURCES, epoch_key, shapes_of, shares_of, whole_rates
+from maskpipe.data.order import epoch_key, shapes_of, shares_of, whole_rates
 from maskpipe.data.slots import Columns, slots_for
+from maskpipe.data.sources import Source, check_datasets, core_source, open_all, warn_of_small_caches
 from maskpipe.data.state import SourceState, State, match
 from maskpipe.errors import DatasetError, UsageError
 from maskpipe.remote.cache import ShardCache
 from maskpipe.remote.dataset import RemoteDataset
-from maskpipe.remote.dataset import open as open_dataset
-from maskpipe.remote.storage import is_uri
 from maskpipe.remote.transfer import Tally
 from maskpipe.shards.format import batch_rows
-from maskpipe.shards.manifest import Manifest
 from maskpipe.shards.reader import REPAIR, Dataset
 
 OPEN_FILES = 256
@@ -54,8 +51,6 @@ THREADS = 256
 _COLUMNS = ("labels", "targets", "position_ids", "segment_ids", "loss_weights", "role_ids")
 
 _log = logging.getLogger(__name__)
-
-Source = str | Path | Dataset
 
 _forks = 0
 """On the way to this process: cheaper to ask for than its number."""
@@ -134,11 +129,11 @@ class Loader(IterableDataset[Any]):
     ) -> None:
         super().__init__()
         given = [datasets] if isinstance(datasets, str | Path | Dataset) else list(datasets)
-        self.datasets = _open_all(given, shard_cache)
+        self.datasets = open_all(given, shard_cache)
         self._manifests = [dataset.manifest for dataset in self.datasets]
-        _check_datasets(self.datasets)
+        check_datasets(self.datasets)
         if shuffle:
-            _warn_of_small_caches(self.datasets)
+            warn_of_small_caches(self.datasets)
         self.sequence_length = self._manifests[0].sequence_length
         self.rank, self.world_size = ranks.resolve(rank, world_size)
         _check_choices(
@@ -453,7 +448,7 @@ class Loader(IterableDataset[Any]):
         _check_no_worker()
         self._process = _forks
         threads, verify, io, cache_bytes = self._reading
-        sources = [_core_source(dataset) for dataset in self.datasets]
+        sources = [core_source(dataset) for dataset in self.datasets]
         scattered = self.shuffle and self.window == 0
         self._reader = _core.Reader(
             sources,
@@ -551,77 +546,6 @@ def _state_at(base: State, place: Place) -> State:
 
 def _state_dict(base: State, place: Place) -> dict[str, Any]:
     return _state_at(base, place).to_dict()
-
-
-def _open_all(given: Sequence[Source], shard_cache: ShardCache | str | Path | None) -> list[Dataset]:
-    cache = shard_cache
-    remote = [
-        source for source in given if isinstance(source, str) and is_uri(source) and not source.startswith("file:")
-    ]
-    if cache is not None and not remote:
-        raise UsageError("shard_cache is for URIs, and datasets has none; one that is opened has its own")
-    if remote and not isinstance(cache, ShardCache):
-        cache = ShardCache(cache)
-    return [
-        source if isinstance(source, Dataset) else open_dataset(source, shard_cache=cache if source in remote else None)
-        for source in given
-    ]
-
-
-def _warn_of_small_caches(datasets: Sequence[Dataset]) -> None:
-    """A shuffled epoch uses every shard all the time, so what does not fit is fetched again and again."""
-    needed: dict[ShardCache, int] = {}
-    for dataset in datasets:
-        if isinstance(dataset, RemoteDataset):
-            size = sum(shard.size for shard in dataset.manifest.shards)
-            needed[dataset.cache] = needed.get(dataset.cache, 0) + size
-    for cache, size in needed.items():
-        if size > cache.max_bytes:
-            warnings.warn(
-                f"the shards have {size:,} bytes and the cache {cache.path} may hold {cache.max_bytes:,}: in random "
-                "order each shard is fetched many times; raise max_bytes, or read with shuffle=False",
-                stacklevel=3,
-            )
-
-
-def _core_source(dataset: Dataset) -> tuple[Any, ...]:
-    manifest: Manifest = dataset.manifest
-    shards = manifest.shards
-    return (
-        str(dataset.path),
-        [shard.name for shard in shards],
-        np.array([shard.size for shard in shards], np.int64),
-        np.array([shard.rows for shard in shards], np.int64),
-        [shard.regions for shard in shards],
-        batch_rows(manifest.sequence_length),
-        manifest.pad_id,
-    )
-
-
-def _check_datasets(datasets: Sequence[Dataset]) -> None:
-    if not datasets:
-        raise UsageError("datasets: there is none")
-    if len(datasets) > MAX_SOURCES:
-        raise UsageError(f"datasets: there are {len(datasets)}, at most {MAX_SOURCES} can be mixed; merge some of them")
-    first = datasets[0]
-    seen: dict[str, Path] = {}
-    for dataset in datasets:
-        manifest = dataset.manifest
-        if len(dataset) == 0:
-            raise UsageError(f"{dataset.path}: has no sequences")
-        for name in ("sequence_length", "vocab_size"):
-            one, other = getattr(first.manifest, name), getattr(manifest, name)
-            if one != other:
-                raise UsageError(f"{dataset.path}: has {name} {other}, {first.path} has {one}; a batch needs the same")
-        tokenizers = [{f.sha256 for f in m.files if f.name == "tokenizer.json"} for m in (first.manifest, manifest)]
-        if all(tokenizers) and tokenizers[0] != tokenizers[1]:
-            raise UsageError(f"{dataset.path}: was prepared with another tokenizer than {first.path}")
-        if manifest.fingerprint in seen:
-            raise UsageError(
-                f"{dataset.path}: holds the same as {seen[manifest.fingerprint]}; give one of them a larger mixture "
-                "weight"
-            )
-        seen[manifest.fingerprint] = dataset.path
 
 
 def _column_names(columns: str | Sequence[str], expand: str) -> tuple[str, ...]:
