@@ -305,6 +305,37 @@ def test_the_next_loop_is_the_next_pass(out: Path) -> None:
     assert [rows_of(b) for b in other] == second[2:]
 
 
+@pytest.mark.parametrize("at", [0, 3, 7])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_interrupt_while_a_batch_is_awaited_loses_nothing(
+    out: Path, threads: int, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python raises it when the core has come back with the batch, or at the end of a pass."""
+    run: dict[str, Any] = {"global_batch_size": 8, "epochs": 1, "threads": threads}
+    whole = Loader(out, **run)
+    expected = [rows_of(b) for b in whole] + [rows_of(b) for b in whole]
+    loader = Loader(out, **run)
+    seen = [rows_of(next(loader)) for _ in range(at)]
+    state = loader.state_dict()
+
+    class Interrupted:
+        def next(self, *arguments: Any) -> Any:
+            stream.next(*arguments)
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(stream, name)
+
+    stream = loader._stream
+    monkeypatch.setattr(loader, "_stream", Interrupted())
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            next(loader)
+        assert loader.state_dict() == state
+    monkeypatch.setattr(loader, "_stream", stream)
+    assert seen + [rows_of(b) for b in loader] + [rows_of(b) for b in loader] == expected
+
+
 def test_a_loop_that_is_left_goes_on_where_it_was(out: Path) -> None:
     loader = Loader(out, global_batch_size=8, epochs=1)
     whole = [rows_of(b) for b in Loader(out, global_batch_size=8, epochs=1)]

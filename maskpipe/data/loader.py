@@ -206,9 +206,19 @@ class Loader(IterableDataset[Any]):
         return self
 
     def __next__(self) -> Any:
-        """The next batch. DatasetError, and no batch, when a byte of it is not what the manifest says."""
+        """The next batch. DatasetError, and no batch, when a byte of it is not what the manifest says. After Ctrl-C, or
+        whatever else ends the wait, the same batch is the next one."""
         with self._lock:
-            batch = self._next()
+            base, place = self._base, self._place
+            try:
+                batch = self._next()
+            except (DatasetError, StopIteration):
+                raise
+            except BaseException:  # the core may have given the batch out, and nobody has it
+                self._stand(base)
+                self._ended = False
+                self._restart(place)
+                raise
         if self._yields == "hf":
             return batch.as_hf()
         return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
