@@ -94,8 +94,8 @@ class Loader(IterableDataset[Any]):
         needed next is fetched ahead, within a quarter of its bound. See fetched.
     yields: "batch" (Batch), "hf" (Batch.as_hf) or "padded" (Batch.as_padded).
 
-    Under torch's DataLoader: batch_size=None, num_workers=0. Accelerate gets the Loader itself, not a DataLoader around it,
-    which it would divide among the ranks once more.
+    Under torch's DataLoader: batch_size=None, num_workers=0. Accelerate gets the Loader itself, not a DataLoader around
+    it, which it would divide among the ranks once more.
 
     UsageError for arguments that do not fit, DatasetError for a dataset that is not what its manifest says: that error
     names shard, region and rows, and comes instead of the batch.
