@@ -374,6 +374,12 @@ void bind_reader(py::module_& m) {
           },
           "place"_a)
       .def("place", [](const PyStream& self) { return to_tuple(self.stream.place()); })
+      .def(
+          "place_after",
+          [](const PyStream& self, const py::object& given) {
+            return to_tuple(self.stream.place_after(integer(given, "given")));
+          },
+          "given"_a)
       .def("submit", [](PyStream& self) { return without_gil([&] { return self.stream.submit(); }); })
       .def("ahead", [](const PyStream& self) { return without_gil([&] { return self.stream.ahead(); }); })
       .def(

@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::size_t rows_at_once = 4;  // that a thread takes from a job, at least
 constexpr std::size_t facts_at_once = 64;
+constexpr std::size_t shards_at_once = 32;  // whose files a thread keeps open while it reads
 
 std::vector<std::uint64_t> parse_hashes(const std::string& hex) {
   std::vector<std::uint64_t> out(hex.size() / 16);
@@ -204,22 +205,44 @@ void Reader::cancel(Job& job) {
 void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
   try {
     find_all(job, first, last, bench);
-    for (std::size_t number = 0; number < bench.visits.size(); ++number) {
-      explained(bench.visits[number].found, [&] { look_up(job, number, bench); });
-    }
-    std::erase_if(bench.visits, [](const Visit& visit) { return visit.block == nullptr; });
-    for (std::size_t number = 0; number < bench.visits.size(); ++number) {
-      const Visit* const next = number + 1 < bench.visits.size() ? &bench.visits[number + 1] : nullptr;
-      Visit& visit = bench.visits[number];
-      explained(visit.found, [&] { read_ids(job, visit, next, bench.scratch); });
-    }
+    for (std::size_t begin = 0; begin < bench.visits.size();) begin = visit_some(job, begin, bench);
   } catch (const std::exception& error) {
     const std::lock_guard lock(queue_mutex_);
     if (job.error_.empty()) job.error_ = error.what();
   }
   bench.visits.clear();
-  bench.scratch.file = nullptr;
-  bench.files.clear();  // a thread that waits keeps no file open
+  bench.close();  // a thread that waits keeps no file open
+}
+
+// The rows from `begin` on, of as many shards as are open at once; where the next ones begin.
+std::size_t Reader::visit_some(Job& job, std::size_t begin, Bench& bench) {
+  std::vector<Visit>& visits = bench.visits;
+  std::size_t end = begin;
+  for (std::size_t shards = 0; end < visits.size(); ++end) {
+    const bool same = end > begin && visits[end].found.shard == visits[end - 1].found.shard;
+    if (!same && ++shards > shards_at_once) break;
+  }
+  bench.close();
+  for (std::size_t k = begin; k < end; ++k) {
+    Visit* const before = k > begin ? &visits[k - 1] : nullptr;
+    explained(visits[k].found, [&] { look_up(job, visits[k], before, bench); });
+  }
+  const auto next_row = [&](std::size_t k) {  // those of the step are done
+    while (k < end && visits[k].block == nullptr) ++k;
+    return k;
+  };
+  for (std::size_t k = next_row(begin); k < end;) {
+    const std::size_t next = next_row(k + 1);
+    const Visit* const ahead = next < end ? &visits[next] : nullptr;
+    explained(visits[k].found, [&] { read_ids(job, visits[k], ahead, bench.scratch); });
+    k = next;
+  }
+  return end;
+}
+
+void Reader::Bench::close() {
+  scratch.file = nullptr;
+  files.clear();
 }
 
 // Where the rows lie, in the order of files and places, and the blocks that are there already. Rows of padding, which
@@ -268,13 +291,11 @@ void Reader::pad_row(Job& job, std::size_t k) const {
 }
 
 // The file and the facts of a row. Of a row of the step its totals are all, and its block is let go.
-void Reader::look_up(Job& job, std::size_t number, Bench& bench) {
-  Visit& visit = bench.visits[number];
+void Reader::look_up(Job& job, Visit& visit, const Visit* before, Bench& bench) {
   Shard& shard = *visit.found.shard;
   const std::size_t rows = job.rows_.rows.size();
   const std::size_t k = visit.found.k;
   if (k < rows || visit.block == nullptr) {
-    const Visit* const before = number == 0 ? nullptr : &bench.visits[number - 1];
     if (before != nullptr && before->found.shard == &shard && before->file != nullptr) {
       visit.file = before->file;
     } else {

@@ -162,12 +162,15 @@ class Reader {
     std::vector<Found> found;
     std::vector<Visit> visits;
     std::vector<std::shared_ptr<const OpenFile>> files;  // of the visits
+
+    void close();
   };
 
   void work();
   void run(Job& job, std::size_t first, std::size_t last, Bench& bench);
   void find_all(Job& job, std::size_t first, std::size_t last, Bench& bench);
-  void look_up(Job& job, std::size_t number, Bench& bench);
+  std::size_t visit_some(Job& job, std::size_t begin, Bench& bench);
+  void look_up(Job& job, Visit& visit, const Visit* before, Bench& bench);
   void read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch);
   void pad_row(Job& job, std::size_t k) const;
   RowOut columns_of(const Job& job, std::size_t k) const;

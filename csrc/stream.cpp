@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 namespace maskpipe {
 
@@ -71,6 +72,8 @@ Stream::~Stream() { give_up(); }
 
 void Stream::give_up() {
   for (const Pending& pending : pending_) reader_->cancel(*pending.job);
+  // In a forked process a job may be half written for ever, by a thread that is not there: it stays as it is.
+  if (!reader_->is_here()) (void)new std::deque(std::move(pending_));
   pending_.clear();
   whole_ = nullptr;
   looked_ = false;
@@ -79,7 +82,8 @@ void Stream::give_up() {
 void Stream::stand(Place place, std::vector<std::int64_t> rates, std::int64_t end) {
   const std::lock_guard lock(mutex_);
   give_up();
-  planned_ = delivered_ = std::move(place);
+  planned_ = delivered_ = before_ = std::move(place);
+  given_ = 0;
   planner_.mix(std::move(rates), end);
 }
 
@@ -153,7 +157,9 @@ std::optional<Delivered> Stream::next(std::size_t depth) {
     throw;
   }
   if (pending.looks) pending.whole->totals = pending.job->step_totals();
+  std::swap(before_, delivered_);
   delivered_ = pending.after;
+  ++given_;
   const RunShape& shape = planner_.shape();
   return Delivered{std::move(pending.slot), std::move(pending.after), std::move(pending.job),
                    shape.totals && shape.batch == shape.global_batch, pending.whole->totals};
@@ -162,6 +168,11 @@ std::optional<Delivered> Stream::next(std::size_t depth) {
 Place Stream::place() const {
   const std::lock_guard lock(mutex_);
   return delivered_;
+}
+
+Place Stream::place_after(std::int64_t given) const {
+  const std::lock_guard lock(mutex_);
+  return given_ > given ? before_ : delivered_;
 }
 
 }  // namespace maskpipe

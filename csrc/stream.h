@@ -105,6 +105,9 @@ class Stream {
   // After the batch that was given out last, or where it was told to stand.
   Place place() const;
 
+  // The same, but without the last batch where more than `given` were given out since then.
+  Place place_after(std::int64_t given) const;
+
   const Planner& planner() const { return planner_; }
   const std::shared_ptr<Reader>& reader() const { return reader_; }
 
@@ -129,8 +132,9 @@ class Stream {
   Planner planner_;
   ColumnPlaces columns_;
   std::function<Slot()> take_;
-  mutable std::mutex mutex_;  // of all below
-  Place delivered_{}, planned_{};
+  mutable std::mutex mutex_;                  // of all below
+  Place before_{}, delivered_{}, planned_{};  // before_: without the last batch that was given out
+  std::int64_t given_ = 0;
   std::shared_ptr<Whole> whole_;  // the global batch that planned_ is inside of
   bool looked_ = false;
   std::deque<Pending> pending_;

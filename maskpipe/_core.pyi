@@ -471,6 +471,9 @@ class Stream:
     def place(self) -> _Place:
         """After the batch that was given out last, or where it was told to stand."""
 
+    def place_after(self, given: SupportsIndex) -> _Place:
+        """The same, but without the last batch where more than `given` were given out since then."""
+
     def plan(self, place: _Place) -> tuple[_Int32, _Int64, _Place] | None:
         """Sources and rows of this rank's slice of the global batch after a place, and the place after it; None at the
         end of the pass."""

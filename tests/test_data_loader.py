@@ -710,4 +710,19 @@ def test_a_process_that_may_open_few_files_reads_many_shards(tmp_path: Path) -> 
     )
     read, said, again = done.stdout.splitlines()
     assert (read, again) == ("200", "True")
-    assert "Too many open files" in said and said.endswith("allow more (ulimit -n), or read smaller batches")
+    assert "Too many open files" in said and said.endswith("allow more (ulimit -n)")
+
+
+def test_a_batch_of_more_shards_than_files_that_may_be_open_is_read(tmp_path: Path) -> None:
+    publish_documents(tmp_path / "d", chats([60] * 400), sequence_length=64, rows_per_shard=1)
+    program = (
+        "import resource, sys\n"
+        "from maskpipe.data import Loader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))\n"
+        "for threads in (0, 2):\n"
+        "    batch = next(Loader(sys.argv[1], global_batch_size=400, threads=threads))\n"
+        "    print(sorted(batch.rows.tolist()) == list(range(400)))\n"
+    )
+    run = [sys.executable, "-c", program, str(tmp_path / "d")]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["True", "True"], done.stderr

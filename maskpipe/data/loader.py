@@ -212,15 +212,16 @@ class Loader(IterableDataset[Any]):
         """The next batch. DatasetError, and no batch, when a byte of it is not what the manifest says. After Ctrl-C, or
         whatever else ends the wait, the same batch is the next one."""
         with self._lock:
-            base, place = self._base, self._place
+            base = self._base
             try:
                 batch = self._next()
+                self._given += 1
             except (DatasetError, StopIteration):
                 raise
             except BaseException:  # the core may have given the batch out, and nobody has it
                 self._stand(base)
                 self._ended = False
-                self._restart(place)
+                self._restart(self._stream.place_after(self._given))
                 raise
         if self._yields == "hf":
             return batch.as_hf()
@@ -240,7 +241,7 @@ class Loader(IterableDataset[Any]):
             refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
             repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
             if os.strerror(errno.EMFILE) in str(error):
-                repair = "allow more (ulimit -n), or read smaller batches"
+                repair = "allow more (ulimit -n)"
             raise DatasetError(f"{error}; {repair}") from None
         if read is None:
             self._ended = True
@@ -511,6 +512,7 @@ class Loader(IterableDataset[Any]):
         ends = (self._base.passes + 1) * (self.epochs or 0)
         end = -1 if self.epochs is None else ends * sum(map(len, self.datasets))
         self._stream.stand(place, np.array([source.rate for source in self._base.sources], np.int64), end)
+        self._given = 0  # batches, since it stands there
         self._slots.forget()
         if self._ahead is not None:
             self._held.clear()  # after the jobs, which waited for their threads
