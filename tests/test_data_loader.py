@@ -289,6 +289,13 @@ def test_ranks_have_equal_counts_and_what_is_left_out_or_added_is_counted(
             assert (batch.input_ids[empty] == 7).all()
 
 
+def test_an_endless_loader_is_something(out: Path) -> None:
+    loader = Loader(out, global_batch_size=6)
+    assert loader
+    with pytest.raises(TypeError, match="no length"):
+        len(loader)
+
+
 def test_the_next_loop_is_the_next_pass(out: Path) -> None:
     loader = Loader(out, global_batch_size=8, epochs=1)
     first, second = [rows_of(b) for b in loader], [rows_of(b) for b in loader]

@@ -263,6 +263,10 @@ class Loader(IterableDataset[Any]):
         whole, rest = divmod(self._rows_of_pass, self.global_batch_size)
         return (whole + (rest > 0 and self.remainder == "pad")) * (self._slice // self.batch_size)
 
+    def __bool__(self) -> bool:
+        """True, though an endless loader has no length."""
+        return True
+
     @property
     def dropped_rows(self) -> int:
         """Rows at the end of a pass that remainder="drop" leaves out."""
