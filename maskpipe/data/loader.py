@@ -188,6 +188,7 @@ class Loader(IterableDataset[Any]):
         self._decision = decide(self._manifests, train_on, weights)
         self._yields = yields
         self._device = torch.device(device)
+        self._is_host = self._device.type == "cpu"  # asking a device costs as much as a tensor
         self._reading = (threads, verify, io, cache_bytes)
         self._prefetch = prefetch if threads else 1
         self._step_totals = step_totals
@@ -252,9 +253,9 @@ class Loader(IterableDataset[Any]):
             held.release()
         given, tensors = read
         batch = Batch(given, self._run, tensors)
-        if self._slots.moves:
-            return self._slots.deliver(batch, given.address())
-        return batch if self._device.type == "cpu" else batch.to(self._device)
+        if self._is_host:
+            return batch
+        return self._slots.deliver(batch, given.address()) if self._slots.moves else batch.to(self._device)
 
     def __len__(self) -> int:
         """Batches of a whole pass of this rank, the same for all ranks. TypeError for an endless loader."""
