@@ -268,18 +268,16 @@ void bind_reader(py::module_& m) {
                shards.push_back({fields[0].cast<std::string>(), fields[1].cast<std::vector<std::string>>(),
                                  owned(view<std::int64_t>(fields[2], "sizes")),
                                  owned(view<std::int64_t>(fields[3], "rows")),
-                                 fields[4].cast<std::vector<std::string>>(), integer(fields[5], "batch_rows"),
-                                 integer32(fields[6], "pad_id")});
+                                 fields[4].cast<std::vector<std::string>>(), fields[5].cast<std::vector<std::string>>(),
+                                 integer(fields[6], "batch_rows"), integer32(fields[7], "pad_id")});
              }
-             if (verify != "every_read" && verify != "first_touch" && verify != "off") {
-               throw py::value_error("verify must be every_read, first_touch or off, got " + verify);
+             if (verify != "every_read" && verify != "off") {
+               throw py::value_error("verify must be every_read or off, got " + verify);
              }
              if (io != "pread" && io != "mmap") throw py::value_error("io must be pread or mmap, got " + io);
              const ReaderOptions options{integer(sequence_length, "sequence_length"),
                                          integer(threads, "threads"),
-                                         verify == "every_read"    ? Verify::every_read
-                                         : verify == "first_touch" ? Verify::first_touch
-                                                                   : Verify::off,
+                                         verify == "off" ? Verify::off : Verify::every_read,
                                          io == "mmap" ? Io::mmap : Io::pread,
                                          random_access,
                                          integer(cache_bytes, "cache_bytes"),
@@ -397,6 +395,35 @@ void bind_reader(py::module_& m) {
           "depth"_a, "make"_a);
 }
 
+void bind_ipc(py::module_& m) {
+  static constexpr auto bytes_of = [](std::string_view text) {
+    return Bytes(reinterpret_cast<const std::uint8_t*>(text.data()), text.size());
+  };
+  m.def(
+      "footer_size",
+      [](const py::bytes& tail, const py::object& file_size) {
+        return footer_size(bytes_of(tail), integer(file_size, "file_size"));
+      },
+      "tail"_a, "file_size"_a);
+  m.def(
+      "read_footer",
+      [](const py::bytes& footer, const py::object& limit) {
+        py::list out;
+        for (const BatchPlace& place : read_footer(bytes_of(footer), integer(limit, "limit"))) {
+          out.append(py::make_tuple(place.offset, place.metadata, place.body));
+        }
+        return out;
+      },
+      "footer"_a, "limit"_a);
+  m.def(
+      "ids_place",
+      [](const py::bytes& metadata, const py::object& body) {
+        const Buffer ids = ids_place(read_batch_layout(bytes_of(metadata), integer(body, "body")));
+        return py::make_tuple(ids.offset, ids.length);
+      },
+      "metadata"_a, "body"_a);
+}
+
 }  // namespace
 
 Policy to_policy(const py::object& policy) {
@@ -408,6 +435,7 @@ Policy to_policy(const py::object& policy) {
 void bind_loader(py::module_& m) {
   bind_order(m);
   bind_reader(m);
+  bind_ipc(m);
 }
 
 }  // namespace maskpipe

@@ -12,14 +12,13 @@
 namespace maskpipe {
 namespace {
 
-// Buffers and nodes of F10's schema, depth first.
-constexpr std::size_t n_nodes = 32, n_buffers = 59;
-constexpr std::size_t ids = 2, run_offsets = 4, run_end = 7, run_role = 9, run_part = 11, run_flags = 13,
-                      run_message = 15, document_offsets = 17, document_end = 20, document_turn = 26,
-                      verdict_offsets = 32, verdict_message = 35, verdict_value = 37, pair_valid = 38, pair_value = 39,
-                      branch_value = 41, parent_valid = 42, parent_value = 43, score_valid = 44, score_value = 45,
-                      label_valid = 46, label_value = 47, weight_offsets = 49, weight_start = 52, weight_end = 54,
-                      weight_value = 56, n_loss = 58;
+// Of F10's schema, depth first.
+constexpr std::size_t run_offsets = 4, run_end = 7, run_role = 9, run_part = 11, run_flags = 13, run_message = 15,
+                      document_offsets = 17, document_end = 20, document_turn = 26, verdict_offsets = 32,
+                      verdict_message = 35, verdict_value = 37, pair_valid = 38, pair_value = 39, branch_value = 41,
+                      parent_valid = 42, parent_value = 43, score_valid = 44, score_value = 45, label_valid = 46,
+                      label_value = 47, weight_offsets = 49, weight_start = 52, weight_end = 54, weight_value = 56,
+                      n_loss = 58, ids_xxh3 = 60;
 constexpr std::size_t runs_node = 3, documents_node = 10, verdicts_node = 18, pair_node = 21, parent_node = 23,
                       score_node = 24, label_node = 25, weights_node = 27;
 constexpr std::size_t may_be_null[] = {pair_node, parent_node, score_node, label_node};
@@ -72,10 +71,6 @@ class Columns {
 };
 
 void check_nodes(const BatchLayout& layout, std::int64_t expected_rows, std::int64_t sequence_length) {
-  if (layout.nodes.size() != n_nodes || layout.buffers.size() != n_buffers) {
-    wrong("has " + std::to_string(layout.nodes.size()) + " columns and " + std::to_string(layout.buffers.size()) +
-          " buffers, the format has " + std::to_string(n_nodes) + " and " + std::to_string(n_buffers));
-  }
   if (layout.rows != expected_rows) {
     wrong("has " + std::to_string(layout.rows) + " rows, expected " + std::to_string(expected_rows));
   }
@@ -86,7 +81,7 @@ void check_nodes(const BatchLayout& layout, std::int64_t expected_rows, std::int
       wrong("has null where the format has none");
     }
   }
-  if (layout.buffers[ids].length < expected_rows * sequence_length * 4) wrong("has fewer ids than rows");
+  if (ids_place(layout).length < expected_rows * sequence_length * 4) wrong("has fewer ids than rows");
 }
 
 // The rows of a block, one after the other.
@@ -299,10 +294,10 @@ void RowTotals::add(const RowTotals& other) {
 }
 
 std::int64_t Block::bytes() const {
-  return static_cast<std::int64_t>(sizeof(Block) + run_offsets.capacity() * 8 + runs.capacity() * sizeof(Run) +
-                                   document_ends.capacity() * 4 + branches.capacity() + pairs.capacity() * 8 +
-                                   parents.capacity() * 4 + scores.capacity() * 4 + desirable.capacity() +
-                                   totals.capacity() * sizeof(RowTotals));
+  return static_cast<std::int64_t>(sizeof(Block) + ids_hashes.capacity() * 8 + run_offsets.capacity() * 8 +
+                                   runs.capacity() * sizeof(Run) + document_ends.capacity() * 4 + branches.capacity() +
+                                   pairs.capacity() * 8 + parents.capacity() * 4 + scores.capacity() * 4 +
+                                   desirable.capacity() + totals.capacity() * sizeof(RowTotals));
 }
 
 RowFacts Block::row(std::size_t number) const {
@@ -314,19 +309,15 @@ RowFacts Block::row(std::size_t number) const {
           parents.empty() ? std::span<const std::int32_t>() : part(parents, document_offsets)};
 }
 
-Buffer facts_place(const BatchLayout& layout, const BatchPlace& place) {
-  if (layout.buffers.size() != n_buffers) wrong("has another number of columns than the format");
-  const std::int64_t begin = layout.buffers[ids].offset + layout.buffers[ids].length;
-  return {begin, place.body - begin};
-}
-
 Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& place, std::int64_t expected_rows,
                    std::int64_t sequence_length, const Decision& decision) {
+  const Buffer ids = ids_place(layout);
   check_nodes(layout, expected_rows, sequence_length);
   Block out{};
-  out.ids_offset = place.offset + place.metadata + layout.buffers[ids].offset;
+  out.ids_offset = place.offset + place.metadata + ids.offset;
   if (out.ids_offset % 4 != 0) wrong("has ids that are not aligned");
-  const Columns columns(facts, layout, facts_place(layout, place).offset);
+  const Columns columns(facts, layout, ids.offset + ids.length);
+  out.ids_hashes = columns.values<std::uint64_t>(ids_xxh3, expected_rows);
   const std::int64_t documents = columns.length(documents_node);
   out.branches = columns.values<std::uint8_t>(branch_value, documents);
   const auto bitmap_of = [&](std::size_t node, std::size_t buffer) {

@@ -47,6 +47,7 @@ struct RowFacts {
 
 struct Block {
   std::int64_t ids_offset;                                  // in the file, of row 0
+  std::vector<std::uint64_t> ids_hashes;                    // [rows] xxh3_64 of the ids
   std::vector<std::int32_t> run_offsets, document_offsets;  // [rows + 1]
   std::vector<Run> runs;
   std::vector<std::int32_t> document_ends;  // of the row
@@ -63,11 +64,8 @@ struct Block {
   std::int64_t bytes() const;
 };
 
-// The part of a body that holds facts: all but the ids.
-Buffer facts_place(const BatchLayout& layout, const BatchPlace& place);
-
-// `facts` are the bytes of facts_place. std::invalid_argument, naming the row of the block, for what format v1 forbids
-// (F12, F15, F17, F22, F23 and sizes) and for another number of rows than expected.
+// `facts` are the bytes of the body from the end of its ids on. std::invalid_argument, naming the row of the block, for
+// what format v1 forbids (F12, F15, F17, F22, F23 and sizes) and for another number of rows than expected.
 Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& place, std::int64_t expected_rows,
                    std::int64_t sequence_length, const Decision& decision);
 

@@ -75,7 +75,7 @@ std::int64_t footer_size(Bytes tail, std::int64_t file_size) {
   return size;
 }
 
-std::vector<BatchPlace> read_footer(Bytes footer, std::int64_t file_size) {
+std::vector<BatchPlace> read_footer(Bytes footer, std::int64_t limit) {
   const Table table = Table::root(footer);
   if (table.vector(2, 24).second != 0) wrong("has Arrow dictionaries, which the format does not use");
   const auto [first, count] = table.vector(3, 24);
@@ -85,9 +85,10 @@ std::vector<BatchPlace> read_footer(Bytes footer, std::int64_t file_size) {
     const std::int64_t at = first + 24 * k;
     const BatchPlace place{load<std::int64_t>(footer, at), load<std::int32_t>(footer, at + 8),
                            load<std::int64_t>(footer, at + 16)};
-    if (place.offset < 8 || place.metadata < 16 || place.body < 0 || place.offset > file_size ||
-        place.metadata > file_size - place.offset || place.body > file_size - place.offset - place.metadata) {
-      wrong("record batch " + std::to_string(k) + " lies outside the file");
+    const std::int64_t free = out.empty() ? 8 : out.back().end();
+    if (place.offset < free || place.metadata < 16 || place.body < 0 || place.offset > limit ||
+        place.metadata > limit - place.offset || place.body > limit - place.offset - place.metadata) {
+      wrong("record batch " + std::to_string(k) + " lies outside the file or in another one");
     }
     out.push_back(place);
   }
@@ -121,6 +122,15 @@ BatchLayout read_batch_layout(Bytes metadata, std::int64_t body) {
     out.buffers.push_back(buffer);
   }
   return out;
+}
+
+Buffer ids_place(const BatchLayout& layout) {
+  constexpr std::size_t ids = 2;
+  if (layout.nodes.size() != n_nodes || layout.buffers.size() != n_buffers) {
+    wrong("has " + std::to_string(layout.nodes.size()) + " columns and " + std::to_string(layout.buffers.size()) +
+          " buffers, the format has " + std::to_string(n_nodes) + " and " + std::to_string(n_buffers));
+  }
+  return layout.buffers[ids];
 }
 
 }  // namespace maskpipe

@@ -78,16 +78,19 @@ Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, 
   }
   for (const SourceShards& source : sources_) {
     const std::size_t n = source.names.size();
-    if (source.sizes.size() != n || source.rows.size() != n || source.regions.size() != n || source.batch_rows < 1) {
-      throw std::invalid_argument("a source needs as many sizes, rows and regions as names");
+    if (source.sizes.size() != n || source.rows.size() != n || source.regions.size() != n ||
+        source.batches.size() != n || source.batch_rows < 1) {
+      throw std::invalid_argument("a source needs as many sizes, rows, regions and batches as names");
     }
     std::vector<std::int64_t> ends;
     std::int64_t total = 0;
     for (std::size_t k = 0; k < n; ++k) {
       const auto regions = (source.sizes[k] + region_size - 1) / region_size;
+      const auto batches = (source.rows[k] + source.batch_rows - 1) / source.batch_rows;
       if (source.rows[k] < 1 || source.sizes[k] < 1 ||
-          static_cast<std::int64_t>(source.regions[k].size()) != 16 * regions) {
-        throw std::invalid_argument(source.names[k] + ": rows or regions do not fit its size");
+          static_cast<std::int64_t>(source.regions[k].size()) != 16 * regions ||
+          static_cast<std::int64_t>(source.batches[k].size()) != 16 * batches) {
+        throw std::invalid_argument(source.names[k] + ": regions do not fit its size, or batches its rows");
       }
       ends.push_back(total += source.rows[k]);
     }
@@ -268,9 +271,8 @@ void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& benc
   for (const Found& row : found) {
     Shard& shard = *row.shard;
     const std::int64_t number = shard.block_of(row.row), in_block = row.row - number * shard.source.batch_rows;
-    shard.file.expect_row(row.row);
     bench.visits.push_back({row, static_cast<std::size_t>(number), static_cast<std::size_t>(in_block),
-                            kept_block(shard, static_cast<std::size_t>(number)), nullptr, -1});
+                            kept_block(shard, static_cast<std::size_t>(number)), nullptr, -1, nullptr});
   }
 }
 
@@ -312,6 +314,10 @@ void Reader::look_up(Job& job, Visit& visit, const Visit* before, Bench& bench) 
     return;
   }
   visit.ids = visit.block->ids_offset + static_cast<std::int64_t>(visit.in_block) * options_.sequence_length * 4;
+  visit.hash = &visit.block->ids_hashes[visit.in_block];
+#ifdef __GNUC__
+  __builtin_prefetch(visit.hash);
+#endif
 }
 
 // next: whose bytes are on their way from memory while this row is proved, or nullptr.
@@ -323,7 +329,7 @@ void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratc
   scratch.file = visit.file;
   const std::size_t k = visit.found.k;
   const RowOut out = columns_of(job, k);
-  shard.file.read_row(visit.found.row, visit.ids, length, {out.ids32, out.ids}, scratch, ahead);
+  shard.file.read_row(visit.ids, length, *visit.hash, {out.ids32, out.ids}, scratch, ahead);
   if (more_than_ids(out)) expand_row(length, visit.block->row(visit.in_block), out);
   job.places_[k] = static_cast<std::int32_t>(visit.in_block);
   job.blocks_[k] = std::move(visit.block);
@@ -341,8 +347,12 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row, std::size_t k)
     const SourceShards& from = sources_[s];
     made.reset(new Shard{from,
                          number,
-                         {from.directory + "/" + from.names[number], from.sizes[number], from.rows[number],
-                          parse_hashes(from.regions[number]), options_.verify, options_.io, options_.random_access},
+                         {from.directory + "/" + from.names[number],
+                          from.sizes[number],
+                          {parse_hashes(from.regions[number]), parse_hashes(from.batches[number])},
+                          options_.verify,
+                          options_.io,
+                          options_.random_access},
                          {},
                          {},
                          {},
@@ -424,31 +434,13 @@ std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scr
 }
 
 std::shared_ptr<const Block> Reader::decode(Shard& shard, std::size_t number, Scratch& scratch) {
-  if (shard.places.empty()) read_places(shard, scratch);
-  const BatchPlace& place = shard.places[number];
-  const std::uint8_t* metadata = shard.file.read(place.offset, place.metadata, scratch);
-  const BatchLayout layout = read_batch_layout({metadata, static_cast<std::size_t>(place.metadata)}, place.body);
-  const Buffer facts = facts_place(layout, place);
-  const std::uint8_t* bytes = shard.file.read(place.offset + place.metadata + facts.offset, facts.length, scratch);
+  if (shard.places.empty()) shard.places = shard.file.read_footer(scratch);
+  const ShardFile::Facts facts = shard.file.read_facts(shard.places, number, scratch);
   const std::int64_t step = shard.source.batch_rows, first = static_cast<std::int64_t>(number) * step;
   ++decoded_;
-  return std::make_shared<const Block>(decode_block({bytes, static_cast<std::size_t>(facts.length)}, layout, place,
+  return std::make_shared<const Block>(decode_block(facts.bytes, facts.layout, shard.places[number],
                                                     std::min(step, shard.rows() - first), options_.sequence_length,
                                                     decision_));
-}
-
-void Reader::read_places(Shard& shard, Scratch& scratch) {
-  const std::int64_t size = shard.file.size();
-  if (size < 2 * tail_size) throw std::invalid_argument("is no Arrow IPC file: it is too short");
-  const std::uint8_t* tail = shard.file.read(size - tail_size, tail_size, scratch);
-  const std::int64_t footer = footer_size({tail, static_cast<std::size_t>(tail_size)}, size);
-  const std::uint8_t* bytes = shard.file.read(size - tail_size - footer, footer, scratch);
-  std::vector<BatchPlace> places = read_footer({bytes, static_cast<std::size_t>(footer)}, size);
-  if (places.size() != shard.n_blocks()) {
-    throw std::invalid_argument("has " + std::to_string(places.size()) + " record batches, expected " +
-                                std::to_string(shard.n_blocks()));
-  }
-  shard.places = std::move(places);
 }
 
 std::vector<std::int32_t> Reader::cu_seqlens(const Job& job) const {

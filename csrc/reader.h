@@ -29,6 +29,7 @@ struct SourceShards {
   std::vector<std::int64_t> sizes;
   std::vector<std::int64_t> rows;    // at least 1 each
   std::vector<std::string> regions;  // 16 hex digits per region, as in the manifest
+  std::vector<std::string> batches;  // 16 per record batch
   std::int64_t batch_rows;           // rows of every record batch but the last of a shard (F11)
   std::int32_t pad_id;
 };
@@ -155,6 +156,7 @@ class Reader {
     std::shared_ptr<const Block> block;  // nullptr until it is known
     const OpenFile* file;                // which the bench keeps
     std::int64_t ids;                    // where they begin in the file
+    const std::uint64_t* hash;           // of them; in the block
   };
   // What one thread works with.
   struct Bench {
@@ -182,7 +184,6 @@ class Reader {
   std::shared_ptr<const Block> block(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const Block> decode(Shard& shard, std::size_t number, Scratch& scratch);
   std::shared_ptr<const OpenFile> open(Shard& shard);
-  void read_places(Shard& shard, Scratch& scratch);
   std::string describe(Shard& shard, std::int64_t row, const WrongBytes& wrong) const;
 
   ReaderOptions options_;

@@ -16,10 +16,7 @@ namespace maskpipe {
 namespace {
 
 constexpr std::int64_t piece_size = 64 << 10;  // of a region, while it is proved
-
-std::int64_t length_of(std::int64_t file_size, std::int64_t unit, std::int64_t number) {
-  return std::min(unit, file_size - number * unit);
-}
+constexpr const char* wrong_bytes = "its bytes are not what the manifest says";
 
 void pread_exactly(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::int64_t length) {
   std::int64_t done = 0;
@@ -40,8 +37,10 @@ void fetch(const OpenFile& file, std::uint8_t* out, std::int64_t offset, std::in
   std::memcpy(out, file.mapped + offset, static_cast<std::size_t>(length));
 }
 
-void grow(std::vector<std::uint8_t>& memory, std::int64_t size) {
-  if (static_cast<std::int64_t>(memory.size()) < size) memory.resize(static_cast<std::size_t>(size));
+void append(const OpenFile& file, std::vector<std::uint8_t>& out, std::int64_t begin, std::int64_t end) {
+  const std::size_t size = out.size();
+  out.resize(size + static_cast<std::size_t>(end - begin));
+  fetch(file, out.data() + size, begin, end - begin);
 }
 
 }  // namespace
@@ -51,20 +50,13 @@ OpenFile::~OpenFile() {
   if (descriptor >= 0) ::close(descriptor);
 }
 
-ShardFile::ShardFile(std::string path, std::int64_t size, std::int64_t rows, std::vector<std::uint64_t> region_hashes,
-                     Verify verify, Io io, bool random_access)
+ShardFile::ShardFile(std::string path, std::int64_t size, Hashes hashes, Verify verify, Io io, bool random_access)
     : path_(std::move(path)),
       size_(size),
-      hashes_(std::move(region_hashes)),
-      seals_(hashes_.size()),
-      row_seals_(verify == Verify::every_read ? static_cast<std::size_t>(rows) : 0),
+      hashes_(std::move(hashes)),
       verify_(verify),
       io_(io),
       random_access_(random_access) {}
-
-ShardFile::~ShardFile() {
-  for (auto& seals : seals_) delete seals.load();
-}
 
 std::shared_ptr<const OpenFile> ShardFile::open(bool& now) {
   const std::lock_guard lock(mutex_);
@@ -99,95 +91,96 @@ void ShardFile::close() {
   file_ = nullptr;
 }
 
-void ShardFile::prove_region(std::int64_t region, Scratch& scratch, std::int64_t from, std::int64_t to,
-                             std::uint8_t* out) {
-  const std::int64_t begin = region * region_size, length = length_of(size_, region_size, region);
-  auto seals = std::make_unique<Seals>();
-  grow(scratch.piece, piece_size);
-  const std::uint8_t* const bytes = scratch.piece.data();
-  Xxh3 hash;
-  // In pieces that the caches hold, so that every byte comes from memory once.
-  for (std::int64_t done = 0; done < length; done += piece_size) {
-    const std::int64_t at = begin + done, size = std::min(piece_size, length - done);
-    fetch(*scratch.file, scratch.piece.data(), at, size);
-    hash.add(bytes, static_cast<std::size_t>(size));
-    if (verify_ == Verify::every_read) {
-      for (std::int64_t page = 0; page * page_size < size; ++page) {
-        seals->pages[done / page_size + page] = seal(bytes + page * page_size, length_of(size, page_size, page));
+// The regions that [begin, end) touches, from the file.
+void ShardFile::prove_regions(std::int64_t begin, std::int64_t end, const OpenFile& file) const {
+  std::vector<std::uint8_t> piece(piece_size);
+  for (std::int64_t region = begin / region_size; region * region_size < end; ++region) {
+    const std::int64_t stop = std::min((region + 1) * region_size, size_);
+    Xxh3 hash;
+    for (std::int64_t at = region * region_size; at < stop; at += piece_size) {
+      const std::int64_t size = std::min(piece_size, stop - at);
+      fetch(file, piece.data(), at, size);
+      hash.add(piece.data(), static_cast<std::size_t>(size));
+    }
+    if (hash.digest() != hashes_.regions[static_cast<std::size_t>(region)]) throw WrongBytes{region, wrong_bytes};
+  }
+}
+
+// [begin, end) do not have their hash: which region it is.
+void ShardFile::blame(std::int64_t begin, std::int64_t end, const OpenFile& file) const {
+  prove_regions(begin, end, file);
+  throw WrongBytes{begin / region_size, "bytes " + std::to_string(begin) + " to " + std::to_string(end - 1) +
+                                            " are not what their own hash says, though the region is what the "
+                                            "manifest says: they changed while they were read, or were written wrong"};
+}
+
+std::vector<BatchPlace> ShardFile::read_footer(Scratch& scratch) {
+  std::vector<std::uint8_t>& bytes = scratch.bytes;
+  if (size_ < 2 * tail_size) throw std::invalid_argument("is no Arrow IPC file: it is too short");
+  // Whole regions to the end of the file; more of them as long as the footer begins before.
+  for (std::int64_t begin = (size_ - tail_size) / region_size * region_size;;) {
+    bytes.clear();
+    append(*scratch.file, bytes, begin, size_);
+    for (std::int64_t at = begin; proves() && at < size_; at += region_size) {
+      const std::int64_t size = std::min(region_size, size_ - at), region = at / region_size;
+      if (xxh3(bytes.data() + (at - begin), static_cast<std::size_t>(size)) !=
+          hashes_.regions[static_cast<std::size_t>(region)]) {
+        throw WrongBytes{region, wrong_bytes};
       }
     }
-    const std::int64_t first = std::max(from, at), last = std::min(to, at + size);
-    if (out != nullptr && first < last) {
-      std::memcpy(out + (first - from), bytes + (first - at), static_cast<std::size_t>(last - first));
+    const Bytes all(bytes);
+    const std::int64_t length = footer_size(all.last(tail_size), size_), footer = size_ - tail_size - length;
+    if (footer < begin) {
+      begin = footer / region_size * region_size;
+      continue;
     }
-  }
-  if (hash.digest() != hashes_[static_cast<std::size_t>(region)]) {
-    throw WrongBytes{region, "its bytes are not what the manifest says"};
-  }
-  Seals* expected = nullptr;
-  if (seals_[static_cast<std::size_t>(region)].compare_exchange_strong(expected, seals.get())) (void)seals.release();
-}
-
-void ShardFile::read_row(std::int64_t row, std::int64_t offset, std::int64_t count, const IdsOut& out, Scratch& scratch,
-                         const std::uint8_t* ahead) {
-  const std::int64_t length = 4 * count;
-  if (verify_ != Verify::every_read) return copy_ids(read(offset, length, scratch), count, out, ahead);
-  std::atomic<std::uint64_t>& known = row_seals_[static_cast<std::size_t>(row)];
-  const std::uint64_t expected = known.load(std::memory_order_relaxed);
-  if (expected == 0) {
-    return known.store(seal_ids(read(offset, length, scratch), count, out, ahead), std::memory_order_relaxed);
-  }
-  const std::uint8_t* bytes = scratch.file->mapped;
-  if (bytes == nullptr) {
-    grow(scratch.bytes, length);
-    pread_exactly(*scratch.file, scratch.bytes.data(), offset, length);
-    bytes = scratch.bytes.data();
-  } else {
-    bytes += offset;
-  }
-  if (seal_ids(bytes, count, out, ahead) == expected) return;
-  // Read again with its pages, which say where it is wrong.
-  if (seal_ids(read(offset, length, scratch), count, out, nullptr) != expected) {
-    throw WrongBytes{offset / region_size,
-                     "its bytes changed while it was in use (a row from byte " + std::to_string(offset) + " on)"};
+    std::vector<BatchPlace> places = maskpipe::read_footer(
+        all.subspan(static_cast<std::size_t>(footer - begin), static_cast<std::size_t>(length)), footer);
+    if (places.size() != hashes_.batches.size()) {
+      throw std::invalid_argument("has " + std::to_string(places.size()) + " record batches, expected " +
+                                  std::to_string(hashes_.batches.size()));
+    }
+    if (proves() && places.back().end() < begin) prove_regions(places.back().end(), begin, *scratch.file);
+    return places;
   }
 }
 
-const std::uint8_t* ShardFile::read(std::int64_t offset, std::int64_t length, Scratch& scratch) {
+ShardFile::Facts ShardFile::read_facts(const std::vector<BatchPlace>& places, std::size_t number, Scratch& scratch) {
+  std::vector<std::uint8_t>& bytes = scratch.bytes;
   const OpenFile& file = *scratch.file;
-  const bool in_place = file.mapped != nullptr && verify_ != Verify::every_read;
-  if (verify_ == Verify::off) {
-    if (in_place) return file.mapped + offset;
-    grow(scratch.bytes, length);
+  const BatchPlace& place = places[number];
+  const std::int64_t begin = number == 0 ? 0 : places[number - 1].end(), body = place.offset + place.metadata;
+  bytes.clear();
+  append(file, bytes, begin, body);
+  Facts out;
+  Buffer ids;
+  try {
+    out.layout = read_batch_layout(Bytes(bytes).subspan(static_cast<std::size_t>(place.offset - begin)), place.body);
+    ids = ids_place(out.layout);
+  } catch (const std::invalid_argument&) {
+    if (proves()) prove_regions(begin, body, file);
+    throw;
+  }
+  append(file, bytes, body, body + ids.offset);
+  const std::size_t after = bytes.size();
+  append(file, bytes, body + ids.offset + ids.length, place.end());
+  if (proves() && xxh3(bytes.data(), bytes.size()) != hashes_.batches[number]) blame(begin, place.end(), file);
+  out.bytes = Bytes(bytes).subspan(after);
+  return out;
+}
+
+void ShardFile::read_row(std::int64_t offset, std::int64_t count, std::uint64_t hash, const IdsOut& out,
+                         Scratch& scratch, const std::uint8_t* ahead) {
+  const OpenFile& file = *scratch.file;
+  const std::int64_t length = 4 * count;
+  const std::uint8_t* bytes = file.mapped + offset;
+  if (file.mapped == nullptr) {
+    if (scratch.bytes.size() < static_cast<std::size_t>(length)) scratch.bytes.resize(static_cast<std::size_t>(length));
     pread_exactly(file, scratch.bytes.data(), offset, length);
-    return scratch.bytes.data();
+    bytes = scratch.bytes.data();
   }
-  // Whole pages from the first to the last that is touched, so that they can be compared with their seals; of a mapping
-  // a copy, so that what is compared is what is used.
-  const std::int64_t first_page = offset / page_size;
-  const std::int64_t begin = first_page * page_size;
-  const std::int64_t end = std::min(size_, (offset + length + page_size - 1) / page_size * page_size);
-  if (!in_place) grow(scratch.bytes, end - begin);
-  std::uint8_t* const bytes = in_place ? nullptr : scratch.bytes.data();
-  for (std::int64_t at = begin; at < end;) {
-    const std::int64_t region = at / region_size;
-    const std::int64_t stop = std::min(end, (region + 1) * region_size);
-    const Seals* seals = seals_[static_cast<std::size_t>(region)].load(std::memory_order_acquire);
-    if (seals == nullptr) {
-      prove_region(region, scratch, at, stop, in_place ? nullptr : bytes + (at - begin));
-    } else if (!in_place) {
-      fetch(file, bytes + (at - begin), at, stop - at);
-      for (std::int64_t page = at / page_size; verify_ == Verify::every_read && page * page_size < stop; ++page) {
-        const std::int64_t of_page = length_of(size_, page_size, page);
-        if (seal(bytes + (page * page_size - begin), of_page) != seals->pages[page % (region_size / page_size)]) {
-          throw WrongBytes{region, "its bytes changed while it was in use (byte " + std::to_string(page * page_size) +
-                                       " or one of the " + std::to_string(of_page - 1) + " after it)"};
-        }
-      }
-    }
-    at = stop;
-  }
-  return (in_place ? file.mapped + begin : bytes) + (offset - begin);
+  if (!proves()) return copy_ids(bytes, count, out, ahead);
+  if (copy_and_hash_ids(bytes, count, out, ahead) != hash) blame(offset, offset + length, file);
 }
 
 }  // namespace maskpipe

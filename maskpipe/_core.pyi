@@ -398,7 +398,7 @@ class Reader:
 
     def __init__(
         self,
-        sources: list[tuple[str, list[str], _Int64, _Int64, list[str], int, int]],
+        sources: list[tuple[str, list[str], _Int64, _Int64, list[str], list[str], int, int]],
         sequence_length: SupportsIndex,
         threads: SupportsIndex,
         verify: str,
@@ -409,12 +409,24 @@ class Reader:
         policy: tuple[LossRule, list[int] | None, bool] | None,
         weights: npt.NDArray[np.float32],
     ) -> None:
-        """A source is (directory, names, sizes, rows, regions, batch_rows, pad_id); a policy (rule, turns,
+        """A source is (directory, names, sizes, rows, regions, batches, batch_rows, pad_id); a policy (rule, turns,
         accept_rewritten); weights are [256 * 8] by role and part."""
 
     def blocks_decoded(self) -> int: ...
     def close_file(self, source: SupportsIndex, number: SupportsIndex) -> None:
         """Gives up the open file of a shard; it is opened again when it is needed. IndexError when there is none."""
+
+# csrc/ipc.h
+
+def footer_size(tail: bytes, file_size: SupportsIndex) -> int:
+    """Bytes of the footer of an Arrow file, of its last 10 bytes. ValueError when there is none."""
+
+def read_footer(footer: bytes, limit: SupportsIndex) -> list[tuple[int, int, int]]:
+    """Offset, length of the metadata and of the body of each record batch, one after the other. ValueError when one
+    begins in the one before it or ends after `limit`."""
+
+def ids_place(metadata: bytes, body: SupportsIndex) -> tuple[int, int]:
+    """Offset in the body, and length, of the ids of a record batch. ValueError when it is none of format v1."""
 
 # csrc/stream.h
 

@@ -70,7 +70,7 @@ def content(batch: Batch) -> list[bytes]:
 
 @pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize("io", ["pread", "mmap"])
-@pytest.mark.parametrize("verify", ["every_read", "first_touch", "off"])
+@pytest.mark.parametrize("verify", ["every_read", "off"])
 @pytest.mark.parametrize("expand", ["host", "device"])
 def test_every_column_is_what_the_reader_says(out: Path, threads: int, io: Any, verify: Any, expand: Any) -> None:
     dataset = maskpipe.open(out)

@@ -173,7 +173,7 @@ def test_shares_are_exact_and_in_the_unit_asked_for() -> None:
 def test_setting_up_costs_no_table() -> None:
     key = tuple(epoch_key(0, "x"))
     rows = (10**12, 10**9)
-    fake = [("/", ["x"], np.array([1]), np.array([n]), ["0" * 16], 1, 0) for n in rows]
+    fake = [("/", ["x"], np.array([1]), np.array([n]), ["0" * 16], ["0" * 16], n, 0) for n in rows]
     reader = _core.Reader(fake, 8, 0, "off", "pread", True, 0, 1, None, np.ones(256 * 8, np.float32))
 
     def plan(ranks: int, rank: int) -> tuple[list[int], list[int], object]:

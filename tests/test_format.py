@@ -25,6 +25,7 @@ from maskpipe.errors import DatasetError
 from maskpipe.recipe import Recipe
 from maskpipe.roles import Flag, Part, Role, Verdict
 from maskpipe.shards import rows as rows_module
+from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.format import (
     DOCUMENT_DTYPE,
     REGION_SIZE,
@@ -106,7 +107,13 @@ def write_bytes(out: Path, data: bytes, rows: Rows | None = None) -> None:
         counts = old.counts
     if sum(counts.tokens.values()) != counts.sequences * manifest.sequence_length:
         counts = old.counts
-    shard = Shard(f"part-00000-{sha256[:16]}.arrow", len(data), sha256, regions, counts)
+    try:
+        batches = batch_hashes(lambda size, offset: data[offset : offset + size], len(data))
+    except ValueError:  # not of the format, so readers refuse it before they look at these
+        batches = old.batches
+    if len(batches) != len(old.batches):
+        batches = old.batches
+    shard = Shard(f"part-00000-{sha256[:16]}.arrow", len(data), sha256, regions, batches, counts)
     (out / old.name).unlink()
     (out / shard.name).write_bytes(data)
     made = replace(manifest, shards=(shard, *others))
@@ -346,6 +353,30 @@ def test_f09_regions_tile_the_shard(tmp_path: Path) -> None:
     refused(out, r"region \d \(bytes \d+ to \d+\) is not what the manifest says")
 
 
+def test_f37_batches_are_hashes_of_record_batches_without_their_ids(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    publish_documents(out, chats([1 << 16] * 9), sequence_length=1 << 16, rows_per_shard=9)
+    (shard,) = manifest_values(out)["shards"]
+    data = (out / shard["name"]).read_bytes()
+    ids = [row.input_ids.tobytes() for row in open_dataset(out)]
+    stream = pa.BufferReader(data)
+    stream.seek(8)
+    pa.ipc.read_message(stream)  # the schema
+    hashes, begin = [], 0
+    for rows in (ids[:4], ids[4:8], ids[8:]):
+        pa.ipc.read_message(stream)
+        batch = data[begin : stream.tell()]
+        begin = stream.tell()
+        before, found, after = batch.partition(b"".join(rows))
+        assert found
+        hashes.append(xxhash.xxh3_64_hexdigest(before + after))
+    assert shard["batches"] == "".join(hashes)
+    for batches in (shard["batches"][:-16], shard["batches"] + "0" * 16, shard["batches"][:-1], ""):
+        refused_manifest(out, "hex digits of batches, its 9 rows need 48", shards=[{**shard, "batches": batches}])
+    edit_manifest(out, shards=[{**shard, "batches": "0" * 48}])
+    refused(out, "batches are not the hashes of its record batches", row=False)
+
+
 # Shards
 
 
@@ -387,7 +418,7 @@ def test_f10_shards_are_uncompressed_arrow_files_of_one_schema(out: Path) -> Non
     write_arrow(out, [batch.drop_columns(["weights"])])
     refused(out, "has another schema or metadata")
     nulls = pa.array([None, *batch.column("n_loss").to_pylist()[1:]], pa.int32())
-    write_arrow(out, [pa.RecordBatch.from_arrays([*batch.columns[:4], nulls], schema=batch.schema)])
+    write_arrow(out, [pa.RecordBatch.from_arrays([*batch.columns[:4], nulls, batch.columns[5]], schema=batch.schema)])
     refused(out, "has null in n_loss")
     inner = pa.array([None, *batch.column("runs").flatten().field("end").to_pylist()[1:]], pa.int32())
     runs = batch.column("runs").flatten()
@@ -615,6 +646,18 @@ def test_f18_ids_are_in_the_vocabulary(out: Path) -> None:
     refused_manifest(out, "pad_id 1000 is not in the vocabulary", pad_id=1000)
 
 
+def test_f38_ids_xxh3_is_the_hash_of_the_ids(out: Path) -> None:
+    (shard,) = open_dataset(out).manifest.shards
+    batch = pa.ipc.open_file(str(out / shard.name)).get_batch(0)
+    hashes = batch.column("ids_xxh3").to_pylist()
+    ids = [np.array(row, "<i4").tobytes() for row in batch.column("input_ids").to_pylist()]
+    assert hashes == [xxhash.xxh3_64_intdigest(row) for row in ids]
+    hashes[2] ^= 1
+    column = batch.schema.get_field_index("ids_xxh3")
+    write_arrow(out, [batch.set_column(column, batch.schema.field(column), pa.array(hashes, pa.uint64()))])
+    refused(out, "record batch 0: row 2: ids_xxh3 is not that of its ids")
+
+
 def test_f19_documents_come_from_listed_records(out: Path) -> None:
     forge_each(
         out,
@@ -765,7 +808,7 @@ def test_f24_counts_are_those_of_the_rows(out: Path) -> None:
         totals = {**values["totals"], name: changed}
         totals["signals_per_sequence"] = round(sum(other["loss"].values()) / other["sequences"], 3)
         edit_manifest(out, shards=[{**shard, "counts": other}], totals=totals)
-        with pytest.raises(DatasetError, match=rf"{name} differ from what the manifest counts|documents do not add up"):
+        with pytest.raises(DatasetError, match=rf"{name} differ from what the manifest counts|documents that do not add up"):
             verify(out)
     seal(out, values)
     refused_manifest(out, "has 7 rows but 384 tokens", shards=[{**shard, "counts": {**counts, "sequences": 7}}])

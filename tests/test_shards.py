@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -366,7 +367,7 @@ def test_the_fingerprint_changes_with_every_fact_and_with_the_recipe(tmp_path: P
     assert len(set(prints.values())) == len(variants)
 
 
-def test_opening_ten_thousand_shards_takes_under_a_second(tmp_path: Path) -> None:
+def test_opening_ten_thousand_shards_costs_little_more_than_parsing_and_hashing_the_manifest(tmp_path: Path) -> None:
     recipe = Recipe(sequence_length=8192)
     rows, size = 4096, 128 << 20
     keys = [
@@ -377,8 +378,9 @@ def test_opening_ten_thousand_shards_takes_under_a_second(tmp_path: Path) -> Non
     counts = Counts(
         rows, rows * 3, rows * 3, tokens, {keys[6]: 1000}, {keys[6]: 1000}, 5, 6, {"exact": 100, "no_stop": 3}
     )
+    regions, batches = "0" * (16 * size // REGION_SIZE), "0" * (16 * rows // batch_rows(8192))
     shards = tuple(
-        Shard(f"part-{k:05d}-{k:016x}.arrow", size, f"{k:016x}" + "0" * 48, "0" * (16 * size // REGION_SIZE), counts)
+        Shard(f"part-{k:05d}-{k:016x}.arrow", size, f"{k:016x}" + "0" * 48, regions, batches, counts)
         for k in range(10_000)
     )
     made = publish_documents(tmp_path / "small", chats(LENGTHS))
@@ -387,15 +389,19 @@ def test_opening_ten_thousand_shards_takes_under_a_second(tmp_path: Path) -> Non
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "manifest.json").write_bytes(raw)
     (tmp_path / "large" / "manifest.sha256").write_bytes(manifest_hash(raw))
-    spent = []
+    ratios = []
     for _ in range(5):  # the best of five: other work on the same cores only ever adds
         began = time.process_time()
+        json.loads(raw)
+        hashlib.sha256(raw).digest()
+        least = time.process_time() - began
+        began = time.process_time()
         dataset = open_dataset(tmp_path / "large")
-        spent.append(time.process_time() - began)
-        if spent[-1] < 1.0:
-            break
+        spent = time.process_time() - began
+        ratios.append(spent / least)
+        print(f"{len(raw) / 1e6:.0f} MB of manifest opened in {spent:.2f} s of CPU time, {ratios[-1]:.2f} x the least")
     assert len(dataset) == 10_000 * rows
-    assert min(spent) < 1.0
+    assert min(ratios) < 3
 
 
 # Determinism

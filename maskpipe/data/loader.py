@@ -85,7 +85,7 @@ class Loader(IterableDataset[Any]):
     columns: dense tensors that the core makes at once; Batch makes the others when they are used.
     device: where batches go. expand: "device" ships int32 ids and runs only, and makes everything there.
     threads: that read ahead; 0 reads when asked. prefetch: batches read ahead.
-    verify: "every_read" proves each byte that is used (what changes later too), "first_touch" the first time, "off".
+    verify: "every_read" proves each byte that is used, each time that it is read; "off" nothing.
     io: "pread"; or "mmap", which is faster but ends the process with SIGBUS when a file shrinks while it is read.
     step_totals: Batch.step, and so loss_denominator: each rank reads the facts (not the ids) of the whole global batch.
         Where datasets are remote, only if a batch is the whole global batch.
@@ -123,7 +123,7 @@ class Loader(IterableDataset[Any]):
         expand: Literal["host", "device"] = "host",
         threads: int = 2,
         prefetch: int = 4,
-        verify: Literal["every_read", "first_touch", "off"] = "every_read",
+        verify: Literal["every_read", "off"] = "every_read",
         io: Literal["pread", "mmap"] = "pread",
         step_totals: bool = True,
         cache_bytes: int = 256 << 20,
@@ -141,7 +141,7 @@ class Loader(IterableDataset[Any]):
         self.rank, self.world_size = ranks.resolve(rank, world_size)
         _check_choices(
             unit=(unit, "sequences tokens loss_tokens"), remainder=(remainder, "drop pad"),
-            expand=(expand, "host device"), verify=(verify, "every_read first_touch off"), io=(io, "pread mmap"),
+            expand=(expand, "host device"), verify=(verify, "every_read off"), io=(io, "pread mmap"),
             yields=(yields, "batch hf padded"),
         )  # fmt: skip
         _check_flags(shuffle=shuffle, step_totals=step_totals)

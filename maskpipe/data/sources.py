@@ -65,6 +65,7 @@ def core_source(dataset: Dataset) -> tuple[Any, ...]:
         np.array([shard.size for shard in shards], np.int64),
         np.array([shard.rows for shard in shards], np.int64),
         [shard.regions for shard in shards],
+        [shard.batches for shard in shards],
         batch_rows(manifest.sequence_length),
         manifest.pad_id,
     )

@@ -129,7 +129,7 @@ class ReferenceInfo:
 def shard_entry(value: Mapping[str, Any]) -> Shard:
     """An entry of `shards` in reference.json."""
     counts = Counts(sequences=int(value["rows"]))
-    return Shard(str(value["name"]), int(value["size"]), str(value["sha256"]), str(value["regions"]), counts)
+    return Shard(str(value["name"]), int(value["size"]), str(value["sha256"]), str(value["regions"]), "", counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def write_shard(directory: Path, number: int, rows: list[RowLogps], dataset: str
         sha256, regions = sink.finish()
         name = f"part-{number:05d}-{sha256[:16]}.arrow"
         place(directory, unfinished, descriptor, name, sha256)
-    return Shard(name, sink.position, sha256, regions, Counts(sequences=len(rows)))
+    return Shard(name, sink.position, sha256, regions, "", Counts(sequences=len(rows)))
 
 
 def write_info(directory: Path, info: ReferenceInfo) -> None:

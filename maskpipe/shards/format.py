@@ -124,6 +124,7 @@ def sequence_schema(sequence_length: int, metadata: dict[str, str] | None = None
             _field("documents", _list(DOCUMENT)),
             _field("weights", _list(WEIGHT)),
             _field("n_loss", pa.int32()),
+            _field("ids_xxh3", pa.uint64()),
         ],
         metadata,
     )

@@ -32,6 +32,7 @@ from maskpipe.shards.format import (
     REJECTS,
     RUN_FILE,
     SHARD_NAME,
+    batch_rows,
 )
 
 _KEYS = frozenset(f"{role.name.lower()}.{part.name.lower()}" for role in Role for part in Part)
@@ -143,6 +144,8 @@ class Shard:
     regions: str
     """xxh3_64 of each REGION_SIZE bytes of the file, 16 hex digits each, one after the other: region k begins at byte
     k * REGION_SIZE and the last one ends with the file, so they tile it."""
+    batches: str
+    """xxh3_64 of each record batch without its ids (batches.batch_hashes), 16 hex digits each."""
     counts: Counts
 
     @property
@@ -158,14 +161,18 @@ class Shard:
             "size": self.size,
             "sha256": self.sha256,
             "regions": self.regions,
+            "batches": self.batches,
             "counts": self.counts.to_dict(),
         }
 
     @staticmethod
     def from_dict(value: Any, where: str = "shard") -> Shard:
         """DatasetError, beginning with `where`, for anything but a valid entry."""
-        entry = _object(value, where, {"name": str, "size": int, "sha256": str, "regions": str, "counts": dict})
-        shard = Shard(entry["name"], entry["size"], entry["sha256"], entry["regions"], _counts(entry["counts"], where))
+        entry = _object(
+            value, where, {"name": str, "size": int, "sha256": str, "regions": str, "batches": str, "counts": dict}
+        )
+        counts = _counts(entry["counts"], where)
+        shard = Shard(entry["name"], entry["size"], entry["sha256"], entry["regions"], entry["batches"], counts)
         match = SHARD_NAME.fullmatch(shard.name)
         if not match:
             raise DatasetError(f"{where}: {shard.name!r} is no name of a shard; expected part-NNNNN-<16 hex>.arrow")
@@ -515,6 +522,30 @@ def _file(value: Any, where: str) -> File:
     return entry
 
 
+def _wrong_shard(shard: Shard, place: int, length: int) -> str | None:
+    """What a shard at this place in a dataset of sequences of `length` cannot be; there may be many, so nothing is said
+    of those that are right."""
+    counts = shard.counts
+    index = SHARD_NAME.fullmatch(shard.name)
+    if index is None or index[1] != f"{place:05d}":
+        return f"stands at place {place}"
+    if shard.rows < 1:
+        return "has no rows"
+    expected = 16 * -(-shard.rows // batch_rows(length))
+    if len(shard.batches) != expected:
+        return f"has {len(shard.batches)} hex digits of batches, its {shard.rows} rows need {expected}"
+    total = sum(counts.tokens.values())
+    if total != shard.rows * length:
+        return f"has {shard.rows} rows but {total} tokens"
+    if not (shard.rows <= counts.fragments and counts.documents <= counts.fragments):
+        return "has documents that do not add up"
+    for part, whole in (("loss", counts.loss), ("sampled", counts.sampled)):
+        more = [key for key, n in whole.items() if n > counts.tokens.get(key, 0)]
+        if more:
+            return f"has more {part} than tokens in {more}"
+    return None
+
+
 def _check(manifest: Manifest, entry: Mapping[str, Any], records_read: int, where: str) -> None:
     """What a manifest says more than once must agree."""
 
@@ -546,18 +577,9 @@ def _check(manifest: Manifest, entry: Mapping[str, Any], records_read: int, wher
     missing = [name for name in (RECIPE, REJECTS, DROPPED) if name not in names]
     demand(not missing, f"{missing} is not listed")
     for k, shard in enumerate(manifest.shards):
-        counts, at = shard.counts, f"shards[{k}] ({shard.name})"
-        index = SHARD_NAME.fullmatch(shard.name)
-        demand(index is not None and index[1] == f"{k:05d}", f"{at} stands at place {k}")
-        demand(shard.rows >= 1, f"{at} has no rows")
-        total = sum(counts.tokens.values())
-        demand(total == shard.rows * manifest.sequence_length, f"{at} has {shard.rows} rows but {total} tokens")
-        demand(
-            shard.rows <= counts.fragments and counts.documents <= counts.fragments, f"{at}: documents do not add up"
-        )
-        for part, whole in (("loss", counts.loss), ("sampled", counts.sampled)):
-            more = [key for key, n in whole.items() if n > counts.tokens.get(key, 0)]
-            demand(not more, f"{at}: more {part} than tokens in {more}")
+        problem = _wrong_shard(shard, k, manifest.sequence_length)
+        if problem is not None:
+            raise DatasetError(f"{where}: shards[{k}] ({shard.name}) {problem}")
     totals = _counts(entry["totals"], f"{where}: totals", {"fill": float, "signals_per_sequence": float})
     demand(totals == manifest.totals, "totals are not the sum of the shards")
     demand(entry["totals"]["fill"] == totals.fill, "totals.fill does not follow from the counts")

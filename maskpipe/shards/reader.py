@@ -365,13 +365,18 @@ class VerifiedFile:
         return self._bytes
 
     def read(self, size: int = -1) -> bytes:
-        end = self._shard.size if size < 0 else min(self._position + size, self._shard.size)
-        parts = []
-        while self._position < end:
-            number, within = divmod(self._position, REGION_SIZE)
-            part = self.region(number)[within : within + end - self._position]
-            parts.append(part)
-            self._position += len(part)
+        part = self.pread(self._shard.size if size < 0 else size, self._position)
+        self._position += len(part)
+        return part
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """`size` bytes, fewer where the file ends."""
+        end = min(offset + size, self._shard.size)
+        parts, at = [], offset
+        while at < end:
+            number, within = divmod(at, REGION_SIZE)
+            parts.append(self.region(number)[within : within + end - at])
+            at += len(parts[-1])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

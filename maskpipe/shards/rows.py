@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from maskpipe import _core
 from maskpipe.roles import Flag, Part, Role, Verdict, verdict_name
@@ -69,19 +70,25 @@ def to_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
         list_array(rows.document_offsets, _documents_array(rows)),
         list_array(rows.weight_offsets, struct_array(rows.weights, WEIGHT)),
         plain_array(rows.n_loss),
+        plain_array(_hashes(rows.input_ids)),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def from_batch(batch: pa.RecordBatch) -> Rows:
-    """The rows of a record batch that `validate(full=True)` and `find_null` have passed."""
-    ids = batch.column("input_ids")
+    """The rows of a record batch that `validate(full=True)` and `find_null` have passed. ValueError when an ids_xxh3 is
+    not that of its row's ids."""
+    lists = batch.column("input_ids")
+    ids = numbers(lists.flatten()).reshape(len(lists), lists.type.list_size)
+    wrong = _hashes(ids) != numbers(batch.column("ids_xxh3"))
+    if wrong.any():
+        raise ValueError(f"row {int(np.argmax(wrong))}: ids_xxh3 is not that of its ids")
     run_offsets, runs = flat_list(batch.column("runs"))
     document_offsets, documents = flat_list(batch.column("documents"))
     verdict_offsets, verdicts = flat_list(documents.field("verdicts"))
     weight_offsets, weights = flat_list(batch.column("weights"))
     return Rows(
-        input_ids=numbers(ids.flatten()).reshape(len(ids), ids.type.list_size),
+        input_ids=ids,
         runs=structs(runs, RUN_DTYPE),
         run_offsets=run_offsets,
         documents=structs(documents, DOCUMENT_DTYPE),
@@ -92,6 +99,11 @@ def from_batch(batch: pa.RecordBatch) -> Rows:
         weight_offsets=weight_offsets,
         n_loss=numbers(batch.column("n_loss")),
     )
+
+
+def _hashes(ids: Int32) -> npt.NDArray[np.uint64]:
+    """xxh3_64 of each row of ids."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, np.ascontiguousarray(ids)), np.uint64, len(ids))
 
 
 def check(rows: Rows, *, sequence_length: int, vocab_size: int, pad_id: int) -> str | None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from maskpipe import strict_yaml
 from maskpipe.errors import DatasetError
+from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.chunks import read_chunks
 from maskpipe.shards.format import (
     CARD_FILE,
@@ -138,6 +139,12 @@ def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: Ledge
     check_shard_bytes(directory, entry)
     reader = ShardReader(directory, manifest, number)
     try:
+        try:
+            batches = batch_hashes(reader.file.pread, entry.size)
+        except ValueError as error:
+            raise reader.wrong(str(error)) from None
+        if batches != entry.batches:
+            raise DatasetError(f"{directory / entry.name}: batches are not the hashes of its record batches; {REPAIR}")
         parts, row_digests = [], []
         for k in range(reader.n_batches):
             rows = reader.batch(k)

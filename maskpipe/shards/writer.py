@@ -25,6 +25,7 @@ from maskpipe.durable import HashingFile, place, sync_directory, temporary, writ
 from maskpipe.errors import DatasetError, UsageError
 from maskpipe.pack import Pieces
 from maskpipe.shards import rows as rows_module
+from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.documents import DocumentColumns, table_columns
 from maskpipe.shards.format import (
     CARD_FILE,
@@ -108,9 +109,10 @@ def write_rows(
                 digests.append(rows_module.digests(rows))
                 first += len(rows)
         sha256, regions = sink.finish()
+        hashes = batch_hashes(lambda size, offset: os.pread(descriptor, size, offset), sink.position)
         name = f"part-{index:05d}-{sha256[:16]}.arrow"
         place(path, unfinished, descriptor, name, sha256)
-    return ShardRecord(Shard(name, sink.position, sha256, regions, Counts.total(counts)), b"".join(digests))
+    return ShardRecord(Shard(name, sink.position, sha256, regions, hashes, Counts.total(counts)), b"".join(digests))
 
 
 def publish(

@@ -30,6 +30,7 @@ from maskpipe.encoder import Encoder
 from maskpipe.errors import DatasetError, RecordError
 from maskpipe.recipe import Recipe
 from maskpipe.shards import rows as rows_module
+from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.manifest import Manifest, Shard, manifest_hash
 from maskpipe.shards.reader import ShardReader
@@ -334,7 +335,11 @@ def fuzz_shards(count: int, seed: int, keep: Callable[[bytes], None]) -> Counter
             regions = "".join(
                 xxhash.xxh3_64_hexdigest(data[at : at + REGION_SIZE]) for at in range(0, len(data), REGION_SIZE)
             )
-            forged = Shard(entry.name, len(data), entry.sha256, regions, entry.counts)
+            try:
+                batches = batch_hashes(lambda size, offset, file=data: file[offset : offset + size], len(data))
+            except ValueError:
+                batches = entry.batches
+            forged = Shard(entry.name, len(data), entry.sha256, regions, batches, entry.counts)
             sealed = manifest if kind == "unsealed" else replace(manifest, shards=(forged,))
             try:
                 results[f"{kind} {judge_shard(out, sealed, before, whole)}"] += 1

@@ -19,6 +19,7 @@ import xxhash
 import maskpipe
 from maskpipe.roles import Flag, Role
 from maskpipe.shards import rows as rows_module
+from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.format import (
     DOCUMENT_DTYPE,
     MANIFEST,
@@ -125,10 +126,11 @@ def write(source: Path, out: Path, rows: list[Row], **changes: Any) -> None:
     raw = sink.getvalue().to_pybytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     regions = "".join(xxhash.xxh3_64_hexdigest(raw[k : k + REGION_SIZE]) for k in range(0, len(raw), REGION_SIZE))
+    batches = batch_hashes(lambda size, offset: raw[offset : offset + size], len(raw))
     name = f"part-00000-{sha256[:16]}.arrow"
     (out / name).write_bytes(raw)
     total = changes.pop("counts", lambda made: made)(Counts.total(counts))
-    manifest = replace(manifest, shards=(Shard(name, len(raw), sha256, regions, total),), **changes)
+    manifest = replace(manifest, shards=(Shard(name, len(raw), sha256, regions, batches, total),), **changes)
     sealed = replace(manifest, fingerprint=changes.get("fingerprint", fingerprint(manifest, digests)))
     seal(out, sealed)
 
