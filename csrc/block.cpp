@@ -81,7 +81,7 @@ void check_nodes(const BatchLayout& layout, std::int64_t expected_rows, std::int
       wrong("has null where the format has none");
     }
   }
-  if (ids_place(layout).length < expected_rows * sequence_length * 4) wrong("has fewer ids than rows");
+  if (ids_place(layout).length != expected_rows * sequence_length * 4) wrong("has ids of another number of rows");
 }
 
 // The rows of a block, one after the other.

@@ -125,12 +125,18 @@ BatchLayout read_batch_layout(Bytes metadata, std::int64_t body) {
 }
 
 Buffer ids_place(const BatchLayout& layout) {
-  constexpr std::size_t ids = 2;
+  constexpr std::size_t ids_node = 1, ids = 2;
   if (layout.nodes.size() != n_nodes || layout.buffers.size() != n_buffers) {
     wrong("has " + std::to_string(layout.nodes.size()) + " columns and " + std::to_string(layout.buffers.size()) +
           " buffers, the format has " + std::to_string(n_nodes) + " and " + std::to_string(n_buffers));
   }
-  return layout.buffers[ids];
+  const Buffer place = layout.buffers[ids];
+  // Not more either: what is in no row has no hash.
+  if (place.length % 4 != 0 || place.length / 4 != layout.nodes[ids_node].length) {
+    wrong("has " + std::to_string(place.length) + " bytes of ids, of " +
+          std::to_string(layout.nodes[ids_node].length) + " ids");
+  }
+  return place;
 }
 
 }  // namespace maskpipe

@@ -51,7 +51,8 @@ struct BatchLayout {
 // uncompressed record batch or a buffer lies outside the body.
 BatchLayout read_batch_layout(Bytes metadata, std::int64_t body);
 
-// Where the ids are. std::invalid_argument when the layout has not as many buffers as the format.
+// Where the ids are. std::invalid_argument when the layout has not as many buffers as the format, or not as many bytes
+// of ids as ids.
 Buffer ids_place(const BatchLayout& layout);
 
 }  // namespace maskpipe

@@ -173,8 +173,10 @@ void ShardFile::read_row(std::int64_t offset, std::int64_t count, std::uint64_t 
                          Scratch& scratch, const std::uint8_t* ahead) {
   const OpenFile& file = *scratch.file;
   const std::int64_t length = 4 * count;
-  const std::uint8_t* bytes = file.mapped + offset;
-  if (file.mapped == nullptr) {
+  const std::uint8_t* bytes = file.mapped;
+  if (bytes != nullptr) {
+    bytes += offset;
+  } else {
     if (scratch.bytes.size() < static_cast<std::size_t>(length)) scratch.bytes.resize(static_cast<std::size_t>(length));
     pread_exactly(file, scratch.bytes.data(), offset, length);
     bytes = scratch.bytes.data();

@@ -377,6 +377,16 @@ def test_f37_batches_are_hashes_of_record_batches_without_their_ids(tmp_path: Pa
     refused(out, "batches are not the hashes of its record batches", row=False)
 
 
+def test_f37_nothing_lies_between_the_ids_of_rows(out: Path) -> None:
+    """A buffer of ids that is longer than its rows, as Arrow allows, would hold bytes without a hash."""
+    (shard,) = manifest_values(out)["shards"]
+    data = (out / shard["name"]).read_bytes()
+    length = struct.pack("<q", 4 * 384)
+    at = next(at for at in range(0, len(data), 8) if data[at : at + 8] == length)
+    write_bytes(out, data[:at] + struct.pack("<q", 4 * 384 + 8) + data[at + 8 :])
+    refused(out, "bytes of ids, of 384 ids", row=False)
+
+
 # Shards
 
 
