@@ -133,8 +133,8 @@ Buffer ids_place(const BatchLayout& layout) {
   const Buffer place = layout.buffers[ids];
   // Not more either: what is in no row has no hash.
   if (place.length % 4 != 0 || place.length / 4 != layout.nodes[ids_node].length) {
-    wrong("has " + std::to_string(place.length) + " bytes of ids, of " +
-          std::to_string(layout.nodes[ids_node].length) + " ids");
+    wrong("has " + std::to_string(place.length) + " bytes of ids, of " + std::to_string(layout.nodes[ids_node].length) +
+          " ids");
   }
   return place;
 }
