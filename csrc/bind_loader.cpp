@@ -78,16 +78,16 @@ template <typename Value, typename Owner>
 py::object to_capsule(Value* values, std::int64_t rows, std::int64_t length, Owner&& owner) {
   struct Kept {
     dlpack::ManagedTensor managed;
-    std::int64_t shape[2], strides[2];
+    std::int64_t shape[2];
     Owner owner;
   };
   const dlpack::DataType type{std::is_floating_point_v<Value> ? dlpack::reals
                               : std::is_signed_v<Value>       ? dlpack::integers
                                                               : dlpack::naturals,
                               sizeof(Value) * 8, 1};
-  auto kept = std::make_unique<Kept>(Kept{{}, {rows, length}, {length, 1}, std::move(owner)});
+  auto kept = std::make_unique<Kept>(Kept{{}, {rows, length}, std::move(owner)});
   const int skipped = rows < 0 ? 1 : 0;
-  kept->managed = {{values, {}, 2 - skipped, type, kept->shape + skipped, kept->strides + skipped, 0},
+  kept->managed = {{values, {}, 2 - skipped, type, kept->shape + skipped, nullptr, 0},
                    kept.get(),
                    [](dlpack::ManagedTensor* self) { delete static_cast<Kept*>(self->context); }};
   PyObject* out = PyCapsule_New(&kept->managed, dlpack::fresh, [](PyObject* capsule) {

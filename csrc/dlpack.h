@@ -26,7 +26,7 @@ struct Tensor {
   std::int32_t ndim;
   DataType dtype;
   std::int64_t* shape;
-  std::int64_t* strides;  // in elements
+  std::int64_t* strides;  // in elements; nullptr: the values lie row after row, without gaps
   std::uint64_t byte_offset;
 };
 
