@@ -45,7 +45,9 @@ bool more_than_ids(const RowOut& out) {
 
 struct Reader::Shard {
   const SourceShards& source;
-  std::size_t number;
+  std::size_t number;  // of the shard in its source
+  std::int32_t source_number;
+  std::int64_t first;  // row of the source
   ShardFile file;
   std::mutex mutex;                // of decoding; held while a block is read
   std::vector<BatchPlace> places;  // of the record batches; empty until the footer was proved
@@ -53,6 +55,9 @@ struct Reader::Shard {
   std::vector<std::uint8_t> used;  // per block, since the hand came by
 
   std::int64_t rows() const { return source.rows[number]; }
+  bool holds(std::int32_t other, std::int64_t row) const {  // row: of the source, not before the shard's first
+    return other == source_number && row - first < rows();
+  }
   std::int64_t block_of(std::int64_t row) const { return quotient(row, source.batch_rows); }
   std::size_t n_blocks() const { return static_cast<std::size_t>((rows() - 1) / source.batch_rows) + 1; }
 };
@@ -127,18 +132,6 @@ void Reader::submit(const std::shared_ptr<Job>& job) {
   if (!threads_.empty() && !is_here()) throw std::logic_error("the reader belongs to another process");
   if (static_cast<std::int64_t>(job->rows_.rows.size()) > INT32_MAX / options_.sequence_length) {
     throw std::invalid_argument("a batch holds fewer than 2^31 tokens; use a smaller batch_size");
-  }
-  for (const Job::Rows* asked : {&job->rows_, &job->step_}) {
-    for (std::size_t k = 0; k < asked->rows.size(); ++k) {
-      const std::int32_t source = asked->sources[k];
-      if (source == -1) continue;
-      const bool known = source >= 0 && static_cast<std::size_t>(source) < ends_.size() &&
-                         !ends_[static_cast<std::size_t>(source)].empty();
-      if (!known || asked->rows[k] < 0 || asked->rows[k] >= ends_[static_cast<std::size_t>(source)].back()) {
-        throw std::invalid_argument("source " + std::to_string(source) + " has no row " +
-                                    std::to_string(asked->rows[k]));
-      }
-    }
   }
   if (threads_.empty()) return;
   {
@@ -220,15 +213,17 @@ void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
 // The rows from `begin` on, of as many shards as are open at once; where the next ones begin.
 std::size_t Reader::visit_some(Job& job, std::size_t begin, Bench& bench) {
   std::vector<Visit>& visits = bench.visits;
-  std::size_t end = begin;
-  for (std::size_t shards = 0; end < visits.size(); ++end) {
-    const bool same = end > begin && visits[end].found.shard == visits[end - 1].found.shard;
-    if (!same && ++shards > shards_at_once) break;
-  }
   bench.close();
-  for (std::size_t k = begin; k < end; ++k) {
-    Visit* const before = k > begin ? &visits[k - 1] : nullptr;
-    explained(visits[k].found, [&] { look_up(job, visits[k], before, bench); });
+  std::size_t end = begin, shards = 0;
+  const OpenFile* file = nullptr;  // of the shard, once somebody needs it
+  for (const Shard* shard = nullptr; end < visits.size(); ++end) {
+    Visit& visit = visits[end];
+    if (visit.found.shard != shard) {
+      if (++shards > shards_at_once) break;
+      shard = visit.found.shard;
+      file = nullptr;
+    }
+    explained(visit.found, [&] { look_up(job, visit, file, bench); });
   }
   const auto next_row = [&](std::size_t k) {  // those of the step are done
     while (k < end && visits[k].block == nullptr) ++k;
@@ -252,28 +247,33 @@ void Reader::Bench::close() {
 // lie nowhere, are made at once.
 void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& bench) {
   const std::size_t rows = job.rows_.rows.size();
-  std::vector<Found>& found = bench.found;
-  found.clear();
+  std::vector<Wanted>& wanted = bench.wanted;
+  wanted.clear();
   for (std::size_t k = first; k < last; ++k) {
     const Job::Rows& asked = k < rows ? job.rows_ : job.step_;
     const std::size_t at = k < rows ? k : k - rows;
-    if (asked.sources[at] >= 0) {
-      found.push_back(find(asked.sources[at], asked.rows[at], k));
+    if (asked.sources[at] != -1) {
+      wanted.push_back({asked.sources[at], asked.rows[at], k});
     } else if (k < rows) {
       pad_row(job, k);
     }
   }
-  std::ranges::sort(found, [](const Found& a, const Found& b) {
-    return a.shard != b.shard ? std::less<>()(a.shard, b.shard) : a.row < b.row;
-  });
+  std::ranges::sort(wanted);
   bench.visits.clear();
-  const std::lock_guard lock(cache_mutex_);
-  for (const Found& row : found) {
-    Shard& shard = *row.shard;
-    const std::int64_t number = shard.block_of(row.row), in_block = row.row - number * shard.source.batch_rows;
-    bench.visits.push_back({row, static_cast<std::size_t>(number), static_cast<std::size_t>(in_block),
-                            kept_block(shard, static_cast<std::size_t>(number)), nullptr, -1, nullptr});
+  Shard* shard = nullptr;
+  for (const Wanted& row : wanted) {
+    if (shard == nullptr || !shard->holds(row.source, row.row)) shard = &shard_of(row);
+    const std::int64_t in_shard = row.row - shard->first, number = shard->block_of(in_shard);
+    bench.visits.push_back({{shard, in_shard, row.k},
+                            static_cast<std::size_t>(number),
+                            static_cast<std::size_t>(in_shard - number * shard->source.batch_rows),
+                            nullptr,
+                            nullptr,
+                            -1,
+                            nullptr});
   }
+  const std::lock_guard lock(cache_mutex_);
+  for (Visit& visit : bench.visits) visit.block = kept_block(*visit.found.shard, visit.number);
 }
 
 RowOut Reader::columns_of(const Job& job, std::size_t k) const {
@@ -292,21 +292,17 @@ void Reader::pad_row(Job& job, std::size_t k) const {
   expand_row(options_.sequence_length, padding_->row(0), out);
 }
 
-// The file and the facts of a row. Of a row of the step its totals are all, and its block is let go.
-void Reader::look_up(Job& job, Visit& visit, const Visit* before, Bench& bench) {
+// The file and the facts of a row. file: of the shard, or nullptr as long as no row needed it. Of a row of the step its
+// totals are all, and its block is let go.
+void Reader::look_up(Job& job, Visit& visit, const OpenFile*& file, Bench& bench) {
   Shard& shard = *visit.found.shard;
   const std::size_t rows = job.rows_.rows.size();
   const std::size_t k = visit.found.k;
-  if (k < rows || visit.block == nullptr) {
-    if (before != nullptr && before->found.shard == &shard && before->file != nullptr) {
-      visit.file = before->file;
-    } else {
-      visit.file = bench.files.emplace_back(open(shard)).get();
-    }
-    bench.scratch.file = visit.file;
-    if (visit.block == nullptr) {
-      visit.block = block(shard, visit.number, bench.scratch);
-    }
+  if (file == nullptr && (k < rows || visit.block == nullptr)) file = bench.files.emplace_back(open(shard)).get();
+  visit.file = file;
+  if (visit.block == nullptr) {
+    bench.scratch.file = file;
+    visit.block = block(shard, visit.number, bench.scratch);
   }
   if (k >= rows) {
     job.of_step_[k - rows] = visit.block->totals[visit.in_block];
@@ -335,18 +331,23 @@ void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratc
   job.blocks_[k] = std::move(visit.block);
 }
 
-Reader::Found Reader::find(std::int32_t source, std::int64_t row, std::size_t k) {
-  const auto s = static_cast<std::size_t>(source);
+// The shard that a row is in. std::invalid_argument when there is no such row.
+Reader::Shard& Reader::shard_of(const Wanted& row) {
+  const auto s = static_cast<std::size_t>(row.source);
+  if (s >= ends_.size() || ends_[s].empty() || row.row < 0 || row.row >= ends_[s].back()) {
+    throw std::invalid_argument("source " + std::to_string(row.source) + " has no row " + std::to_string(row.row));
+  }
   const std::vector<std::int64_t>& ends = ends_[s];
-  const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row) - ends.begin());
-  const auto place = [&](Shard* shard) { return Found{shard, row - (number == 0 ? 0 : ends[number - 1]), k}; };
-  if (Shard* known = shards_[s][number].known.load(std::memory_order_acquire)) return place(known);
+  const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row.row) - ends.begin());
+  if (Shard* known = shards_[s][number].known.load(std::memory_order_acquire)) return *known;
   const std::lock_guard lock(open_mutex_);
   std::unique_ptr<Shard>& made = shards_[s][number].made;
   if (made == nullptr) {
     const SourceShards& from = sources_[s];
     made.reset(new Shard{from,
                          number,
+                         row.source,
+                         ends[number] - from.rows[number],
                          {from.directory + "/" + from.names[number],
                           from.sizes[number],
                           {parse_hashes(from.regions[number]), parse_hashes(from.batches[number])},
@@ -361,7 +362,7 @@ Reader::Found Reader::find(std::int32_t source, std::int64_t row, std::size_t k)
     made->used.resize(made->n_blocks());
     shards_[s][number].known.store(made.get(), std::memory_order_release);
   }
-  return place(made.get());
+  return *made;
 }
 
 // What goes wrong while `call` reads the row of a place, said as an error of that row.

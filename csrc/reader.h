@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <compare>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -106,12 +107,12 @@ class Reader {
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
 
-  // std::invalid_argument when a row or source does not exist. What `out` points to must stay until wait() or cancel().
+  // What `out` points to must stay until wait() or cancel().
   void submit(const std::shared_ptr<Job>& job);
 
   // Returns when the columns of a batch are filled. std::runtime_error when a shard is not what the manifest says,
-  // naming shard, region and rows; then nothing of the batch may be used. Without threads it does the work, and one
-  // job at a time may be waited for.
+  // naming shard, region and rows, or when a row does not exist; then nothing of the batch may be used. Without threads
+  // it does the work, and one job at a time may be waited for.
   void wait(Job& job);
 
   // The facts of a batch that was waited for. cu_seqlens: [segments + 1]; a padding tail is a segment of its own.
@@ -136,10 +137,18 @@ class Reader {
 
  private:
   struct Shard;
+  // A row that a job asks for, in the order in which rows are read: that of the files.
+  struct Wanted {
+    std::int32_t source;
+    std::int64_t row;  // of the source
+    std::size_t k;     // of the rows of the job, or of its step after them
+
+    auto operator<=>(const Wanted&) const = default;
+  };
   struct Found {
     Shard* shard;
     std::int64_t row;  // of the shard
-    std::size_t k;     // of the rows of a job, or of its step after them
+    std::size_t k;
   };
   struct Lazy {
     std::unique_ptr<Shard> made;         // open_mutex_
@@ -161,7 +170,7 @@ class Reader {
   // What one thread works with.
   struct Bench {
     Scratch scratch;
-    std::vector<Found> found;
+    std::vector<Wanted> wanted;
     std::vector<Visit> visits;
     std::vector<std::shared_ptr<const OpenFile>> files;  // of the visits
 
@@ -172,11 +181,11 @@ class Reader {
   void run(Job& job, std::size_t first, std::size_t last, Bench& bench);
   void find_all(Job& job, std::size_t first, std::size_t last, Bench& bench);
   std::size_t visit_some(Job& job, std::size_t begin, Bench& bench);
-  void look_up(Job& job, Visit& visit, const Visit* before, Bench& bench);
+  void look_up(Job& job, Visit& visit, const OpenFile*& file, Bench& bench);
   void read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch);
   void pad_row(Job& job, std::size_t k) const;
   RowOut columns_of(const Job& job, std::size_t k) const;
-  Found find(std::int32_t source, std::int64_t row, std::size_t k);
+  Shard& shard_of(const Wanted& row);
   template <typename Call>
   void explained(const Found& found, Call call);
   const std::shared_ptr<const Block>& kept_block(Shard& shard, std::size_t number);
