@@ -53,6 +53,15 @@ std::vector<Key> keys_of(const py::object& keys) {
   return out;
 }
 
+// One field of each.
+template <typename Item, typename Value>
+std::vector<Value> each(const std::vector<Item>& items, Value Item::* field) {
+  std::vector<Value> out;
+  out.reserve(items.size());
+  for (const Item& item : items) out.push_back(item.*field);
+  return out;
+}
+
 // Keeps a slot for as long as Python has an array over it.
 py::capsule keeper(Slot&& slot) {
   auto kept = std::make_unique<Slot>(std::move(slot));
@@ -140,8 +149,8 @@ struct PyDelivered {
 
   py::object fact(std::string_view name) {
     if (name == "cu_seqlens") return to_capsule(reader->cu_seqlens(*batch.job));
-    if (name == "sources") return to_capsule(std::vector(batch.job->rows().sources));
-    if (name == "rows") return to_capsule(std::vector(batch.job->rows().rows));
+    if (name == "sources") return to_capsule(each(batch.job->rows(), &Job::Row::source));
+    if (name == "rows") return to_capsule(each(batch.job->rows(), &Job::Row::row));
     const auto of = [](auto& values, const auto& owner) {
       return to_capsule(values.data(), -1, static_cast<std::int64_t>(values.size()), std::shared_ptr(owner));
     };
@@ -177,7 +186,7 @@ struct PyStream {
   // By name, each made by `make` of a DLPack capsule.
   py::dict tensors(const Delivered& batch, const py::object& make) const {
     py::dict out;
-    const auto rows = static_cast<std::int64_t>(batch.job->rows().rows.size());
+    const auto rows = static_cast<std::int64_t>(batch.job->rows().size());
     for (const Column& column : columns) {
       const py::object capsule =
           column.to_capsule(batch.slot.memory + column.place, rows, stream.reader()->sequence_length(), batch.slot);
@@ -189,20 +198,26 @@ struct PyStream {
   }
 };
 
-py::tuple to_tuple(const std::vector<std::int64_t>& values) {
-  py::tuple out(values.size());
-  for (std::size_t k = 0; k < values.size(); ++k) out[k] = values[k];
-  return out;
+py::tuple to_tuple(const Place& place) {
+  py::tuple counts(place.sources.size()), credits(place.sources.size());
+  for (std::size_t s = 0; s < place.sources.size(); ++s) {
+    counts[s] = place.sources[s].count;
+    credits[s] = place.sources[s].credit;
+  }
+  return py::make_tuple(counts, credits, place.position, place.within);
 }
 
-py::tuple to_tuple(const Place& place) {
-  return py::make_tuple(to_tuple(place.counts), to_tuple(place.credits), place.position, place.within);
+std::vector<SourcePlace> source_places(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits) {
+  if (counts.size() != credits.size()) throw py::value_error("expected one credit per count");
+  std::vector<SourcePlace> out;
+  for (std::size_t s = 0; s < counts.size(); ++s) out.push_back({counts[s], credits[s]});
+  return out;
 }
 
 Place place_of(const py::object& place) {
   const auto fields = place.cast<py::tuple>();
   if (fields.size() != 4) throw py::value_error("a place has counts, credits, position and within");
-  return {fields[0].cast<std::vector<std::int64_t>>(), fields[1].cast<std::vector<std::int64_t>>(),
+  return {source_places(fields[0].cast<std::vector<std::int64_t>>(), fields[1].cast<std::vector<std::int64_t>>()),
           integer(fields[2], "position"), integer(fields[3], "within")};
 }
 
@@ -233,13 +248,13 @@ void bind_order(py::module_& m) {
       [interleaved_type](const py::object& rates, const py::object& credits, const py::object& counts,
                          const py::object& positions) {
         const auto rate = view<std::int64_t>(rates, "rates");
-        std::vector<std::int64_t> credit = owned(view<std::int64_t>(credits, "credits"));
-        std::vector<std::int64_t> count = owned(view<std::int64_t>(counts, "counts"));
+        auto places = source_places(view<std::int64_t>(counts, "counts"), view<std::int64_t>(credits, "credits"));
         const std::int64_t n = integer(positions, "positions");
         std::vector<std::int64_t> before;
-        std::vector<std::int32_t> out = without_gil([&] { return interleave(rate, credit, count, n, before); });
-        return interleaved_type(to_numpy(std::move(out)), to_numpy(std::move(before)), to_numpy(std::move(credit)),
-                                to_numpy(std::move(count)));
+        std::vector<std::int32_t> out = without_gil([&] { return interleave(rate, places, n, before); });
+        return interleaved_type(to_numpy(std::move(out)), to_numpy(std::move(before)),
+                                to_numpy(each(places, &SourcePlace::credit)),
+                                to_numpy(each(places, &SourcePlace::count)));
       },
       "rates"_a, "credits"_a, "counts"_a, "positions"_a);
 }
@@ -365,10 +380,13 @@ void bind_reader(py::module_& m) {
       .def(
           "plan",
           [](const PyStream& self, const py::object& place) -> py::object {
-            std::optional<Planner::Plan> plan = self.stream.planner().plan(place_of(place));
-            if (!plan) return py::none();
-            return py::make_tuple(to_numpy(std::move(plan->slice.sources)), to_numpy(std::move(plan->slice.rows)),
-                                  to_tuple(plan->after));
+            const Planner& planner = self.stream.planner();
+            Planner::Plan plan;
+            planner.plan(place_of(place), 1, plan);
+            if (plan.batches.empty()) return py::none();
+            const Job::Rows slice = Planner::rows(plan, plan.batches.front(), 0, planner.slice());
+            return py::make_tuple(to_numpy(each(slice, &Job::Row::source)), to_numpy(each(slice, &Job::Row::row)),
+                                  to_tuple(plan.batches.front().after));
           },
           "place"_a)
       .def("place", [](const PyStream& self) { return to_tuple(self.stream.place()); })

@@ -209,14 +209,13 @@ std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<
   return out;
 }
 
-std::vector<std::int32_t> interleave(std::span<const std::int64_t> rates, std::vector<std::int64_t>& credits,
-                                     std::vector<std::int64_t>& counts, std::int64_t positions,
-                                     std::vector<std::int64_t>& counts_before) {
+std::vector<std::int32_t> interleave(std::span<const std::int64_t> rates, std::span<SourcePlace> places,
+                                     std::int64_t positions, std::vector<std::int64_t>& counts_before) {
   const std::size_t n = rates.size();
-  if (n < 1 || n > 1024 || credits.size() != n || counts.size() != n || positions < 0) {
-    throw std::invalid_argument("expected 1 to 1024 rates and as many credits and counts, positions at least 0; got " +
-                                std::to_string(n) + ", " + std::to_string(credits.size()) + ", " +
-                                std::to_string(counts.size()) + " and " + std::to_string(positions));
+  if (n < 1 || n > 1024 || places.size() != n || positions < 0) {
+    throw std::invalid_argument("expected 1 to 1024 rates and as many places, positions at least 0; got " +
+                                std::to_string(n) + ", " + std::to_string(places.size()) + " and " +
+                                std::to_string(positions));
   }
   constexpr std::int64_t limit = std::int64_t{1} << 53;
   std::int64_t sum = 0;
@@ -227,7 +226,7 @@ std::vector<std::int32_t> interleave(std::span<const std::int64_t> rates, std::v
   }
   if (sum < 1) throw std::invalid_argument("the sum of the rates must be at least 1");
   for (std::size_t s = 0; s < n; ++s) {
-    if (credits[s] < -sum || credits[s] > sum || counts[s] < 0) {
+    if (places[s].credit < -sum || places[s].credit > sum || places[s].count < 0) {
       throw std::invalid_argument("credits[" + std::to_string(s) + "] or counts[" + std::to_string(s) +
                                   "] is out of range");
     }
@@ -244,18 +243,18 @@ std::vector<std::int32_t> interleave(std::span<const std::int64_t> rates, std::v
     Wide best_slack = 0;
     for (std::size_t s = 0; s < n; ++s) {
       if (rates[s] == 0) continue;
-      credits[s] += rates[s];
-      if (active > 1 && static_cast<Wide>(credits[s]) * scale < sum) continue;  // too early for it
-      const Wide slack = bound - static_cast<Wide>(credits[s]) * scale;         // how long it can wait, times its rate
+      places[s].credit += rates[s];
+      if (active > 1 && static_cast<Wide>(places[s].credit) * scale < sum) continue;  // too early for it
+      const Wide slack = bound - static_cast<Wide>(places[s].credit) * scale;  // how long it can wait, times its rate
       if (best == n || slack * rates[best] < best_slack * rates[s]) {
         best = s;
         best_slack = slack;
       }
     }
     if (best == n) throw std::invalid_argument("credits do not add up to 0; they belong to another mixture");
-    credits[best] -= sum;
+    places[best].credit -= sum;
     out[p] = static_cast<std::int32_t>(best);
-    counts_before[p] = counts[best]++;
+    counts_before[p] = places[best].count++;
   }
   return out;
 }

@@ -53,13 +53,19 @@ struct EpochShape {
 std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<const Key> keys,
                                   std::span<const std::int32_t> sources, std::span<const std::int64_t> counts);
 
+// Where a source of a mixture stands.
+struct SourcePlace {
+  std::int64_t count;  // rows delivered of it, over all epochs
+  std::int64_t
+      credit;  // positions * rate - sum(rates) * (positions that it got): all 0 at the beginning, their sum is 0
+};
+
 // The next sources of a mixture (R. Tijdeman, "The chairman assignment problem", 1980). Source s gets rates[s] / sum of
 // every prefix; the difference between what it got and that share is below 1 at every prefix, whatever the rates.
-//   credits[s] = positions * rates[s] - sum(rates) * (positions that s got), all 0 at the beginning; their sum is 0
-// Both vectors are changed in place. Ties go to the lower source. std::invalid_argument unless there are 1 to 1024
-// rates, at least 0, of sum 1 to 2^53, and as many credits and counts; credits in [-sum, sum].
-std::vector<std::int32_t> interleave(std::span<const std::int64_t> rates, std::vector<std::int64_t>& credits,
-                                     std::vector<std::int64_t>& counts, std::int64_t positions,
-                                     std::vector<std::int64_t>& counts_before);
+// The places are moved on; counts_before: of the source at each position. Ties go to the lower source.
+// std::invalid_argument unless there are 1 to 1024 rates, at least 0, of sum 1 to 2^53, and as many places; credits in
+// [-sum, sum].
+std::vector<std::int32_t> interleave(std::span<const std::int64_t> rates, std::span<SourcePlace> places,
+                                     std::int64_t positions, std::vector<std::int64_t>& counts_before);
 
 }  // namespace maskpipe

@@ -65,13 +65,10 @@ struct Reader::Shard {
 Job::Job(Rows rows, Rows step, BatchOut out)
     : rows_(std::move(rows)),
       step_(std::move(step)),
-      of_step_(step_.rows.size()),
+      of_step_(step_.size()),
       out_(out),
-      blocks_(rows_.rows.size()),
-      places_(rows_.rows.size()) {
-  if (rows_.sources.size() != rows_.rows.size() || step_.sources.size() != step_.rows.size()) {
-    throw std::invalid_argument("a job needs one source per row");
-  }
+      blocks_(rows_.size()),
+      places_(rows_.size()) {
   if (out.ids == nullptr && out.ids32 == nullptr) throw std::invalid_argument("a job needs a place for ids");
 }
 
@@ -130,7 +127,7 @@ Reader::~Reader() {
 
 void Reader::submit(const std::shared_ptr<Job>& job) {
   if (!threads_.empty() && !is_here()) throw std::logic_error("the reader belongs to another process");
-  if (static_cast<std::int64_t>(job->rows_.rows.size()) > INT32_MAX / options_.sequence_length) {
+  if (static_cast<std::int64_t>(job->rows_.size()) > INT32_MAX / options_.sequence_length) {
     throw std::invalid_argument("a batch holds fewer than 2^31 tokens; use a smaller batch_size");
   }
   if (threads_.empty()) return;
@@ -149,7 +146,7 @@ void Reader::work() {
     work_ready_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
     if (stopping_) return;
     const std::shared_ptr<Job> job = queue_.front();
-    const std::size_t first = job->next_, rows = job->rows_.rows.size();
+    const std::size_t first = job->next_, rows = job->rows_.size();
     const std::size_t share = std::max((rows + sharing - 1) / sharing, rows_at_once);
     const std::size_t last =
         first < rows ? std::min(first + share, rows) : std::min(first + facts_at_once, job->size());
@@ -246,14 +243,13 @@ void Reader::Bench::close() {
 // Where the rows lie, in the order of files and places, and the blocks that are there already. Rows of padding, which
 // lie nowhere, are made at once.
 void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& bench) {
-  const std::size_t rows = job.rows_.rows.size();
+  const std::size_t rows = job.rows_.size();
   std::vector<Wanted>& wanted = bench.wanted;
   wanted.clear();
   for (std::size_t k = first; k < last; ++k) {
-    const Job::Rows& asked = k < rows ? job.rows_ : job.step_;
-    const std::size_t at = k < rows ? k : k - rows;
-    if (asked.sources[at] != -1) {
-      wanted.push_back({asked.sources[at], asked.rows[at], k});
+    const Job::Row& asked = k < rows ? job.rows_[k] : job.step_[k - rows];
+    if (asked.source != -1) {
+      wanted.push_back({asked.source, asked.row, k});
     } else if (k < rows) {
       pad_row(job, k);
     }
@@ -296,7 +292,7 @@ void Reader::pad_row(Job& job, std::size_t k) const {
 // totals are all, and its block is let go.
 void Reader::look_up(Job& job, Visit& visit, const OpenFile*& file, Bench& bench) {
   Shard& shard = *visit.found.shard;
-  const std::size_t rows = job.rows_.rows.size();
+  const std::size_t rows = job.rows_.size();
   const std::size_t k = visit.found.k;
   if (file == nullptr && (k < rows || visit.block == nullptr)) file = bench.files.emplace_back(open(shard)).get();
   visit.file = file;

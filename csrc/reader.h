@@ -68,13 +68,13 @@ class Reader;
 // A batch on its way. Only the reader changes it.
 class Job {
  public:
-  struct Rows {
-    std::vector<std::int32_t> sources;
-    std::vector<std::int64_t> rows;
+  struct Row {
+    std::int32_t source;  // -1: a row of padding
+    std::int64_t row;
   };
+  using Rows = std::vector<Row>;
 
-  // What is asked for: row rows[k] of source sources[k]; source -1 gives a row of padding. `step`: the rows whose loss
-  // is summed, which other batches and ranks have too; of them only facts are read.
+  // step: the rows whose loss is summed, which other batches and ranks have too; of them only facts are read.
   Job(Rows rows, Rows step, BatchOut out);
 
   // Once it was waited for: of its rows, and of those of the step, summed in their order.
@@ -85,7 +85,7 @@ class Job {
 
  private:
   friend class Reader;
-  std::size_t size() const { return rows_.rows.size() + step_.rows.size(); }
+  std::size_t size() const { return rows_.size() + step_.size(); }
 
   Rows rows_, step_;
   std::vector<RowTotals> of_step_;  // [step]

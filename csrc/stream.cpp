@@ -6,6 +6,11 @@
 #include <utility>
 
 namespace maskpipe {
+namespace {
+
+constexpr std::int64_t planned_at_once = 256;  // rows, where global batches are small: cheaper than one by one
+
+}  // namespace
 
 Planner::Planner(RunShape shape) : shape_(std::move(shape)) {
   const RunShape& s = shape_;
@@ -21,47 +26,61 @@ void Planner::mix(std::vector<std::int64_t> rates, std::int64_t end) {
   end_ = end;
 }
 
-std::optional<Planner::Plan> Planner::plan(const Place& place) const {
+void Planner::plan(const Place& place, std::size_t most, Plan& out) const {
   const std::size_t n = shape_.sources.size();
-  if (rates_.size() != n || place.counts.size() != n || place.credits.size() != n) {
-    throw std::invalid_argument("expected one count, credit and rate per source");
+  if (rates_.size() != n || place.sources.size() != n) {
+    throw std::invalid_argument("expected one place and rate per source");
   }
-  std::int64_t positions = shape_.global_batch;
-  if (end_ >= 0) {
-    const std::int64_t left = end_ - std::accumulate(place.counts.begin(), place.counts.end(), std::int64_t{0});
-    if (left <= 0 || (left < positions && !shape_.pad)) return std::nullopt;
-    positions = std::min(positions, left);
+  const bool all_ranks = shape_.totals && shape_.batch < shape_.global_batch;
+  // Of the positions of all the batches, one after the other, as far as their rows are wanted.
+  std::vector<std::int32_t> sources, of_batch;
+  std::vector<std::int64_t> counts, counts_of_batch;
+  Place at = place;
+  at.within = 0;
+  std::size_t planned = 0;
+  for (; planned < most; ++planned) {
+    std::int64_t positions = shape_.global_batch;
+    if (end_ >= 0) {
+      std::int64_t left = end_;
+      for (const SourcePlace& source : at.sources) left -= source.count;
+      if (left <= 0 || (left < positions && !shape_.pad)) break;
+      positions = std::min(positions, left);
+    }
+    const std::int64_t own = std::min(shape_.rank * slice(), positions), own_last = std::min(own + slice(), positions);
+    const std::int64_t begin = all_ranks ? 0 : own, end = all_ranks ? positions : own_last;
+    const std::size_t first = counts.size(), last = first + static_cast<std::size_t>(end - begin);
+    if (n == 1) {
+      sources.resize(last, 0);
+      counts.resize(last);
+      std::iota(counts.begin() + static_cast<std::ptrdiff_t>(first), counts.end(), at.sources[0].count + begin);
+      at.sources[0].count += positions;
+    } else {
+      of_batch = interleave(rates_, at.sources, positions, counts_of_batch);
+      sources.insert(sources.end(), of_batch.begin() + begin, of_batch.begin() + end);
+      counts.insert(counts.end(), counts_of_batch.begin() + begin, counts_of_batch.begin() + end);
+    }
+    at.position += positions;
+    if (out.batches.size() == planned) out.batches.emplace_back();
+    Plan::GlobalBatch& batch = out.batches[planned];
+    batch.first = first;
+    batch.last = last;
+    batch.own = first + static_cast<std::size_t>(own - begin);
+    batch.own_last = first + static_cast<std::size_t>(own_last - begin);
+    batch.after = at;
   }
-  Plan out;
-  out.after = {place.counts, place.credits, place.position + positions, 0};
-  std::vector<std::int32_t> sources;
-  std::vector<std::int64_t> counts;
-  if (n == 1) {
-    sources.assign(static_cast<std::size_t>(positions), 0);
-    counts.resize(sources.size());
-    std::iota(counts.begin(), counts.end(), place.counts[0]);
-    out.after.counts[0] += positions;
-  } else {
-    sources = interleave(rates_, out.after.credits, out.after.counts, positions, counts);
-  }
-  const std::int64_t begin = std::min(shape_.rank * slice(), positions), end = std::min(begin + slice(), positions);
-  const auto rows_of = [&](std::int64_t from, std::int64_t to) {
-    const auto first = static_cast<std::size_t>(from), size = static_cast<std::size_t>(to - from);
-    const auto of = std::span(sources).subspan(first, size);
-    return Job::Rows{{of.begin(), of.end()},
-                     rows_at(shape_.sources, shape_.keys, of, std::span(counts).subspan(first, size))};
+  out.batches.resize(planned);
+  const std::vector<std::int64_t> rows = rows_at(shape_.sources, shape_.keys, sources, counts);
+  out.rows.resize(rows.size());
+  for (std::size_t k = 0; k < rows.size(); ++k) out.rows[k] = {sources[k], rows[k]};
+}
+
+Job::Rows Planner::rows(const Plan& plan, const Plan::GlobalBatch& batch, std::int64_t from, std::int64_t to) {
+  const Job::Row* const all = plan.rows.data();
+  const auto place = [&](std::int64_t k) {
+    return all + std::min(batch.own + static_cast<std::size_t>(k), batch.own_last);
   };
-  if (shape_.totals && shape_.batch < shape_.global_batch) {
-    out.whole = rows_of(0, positions);
-    const auto part = [&](const auto& values) {
-      return std::remove_cvref_t<decltype(values)>(values.begin() + begin, values.begin() + end);
-    };
-    out.slice = {part(out.whole.sources), part(out.whole.rows)};
-  } else {
-    out.slice = rows_of(begin, end);
-  }
-  out.slice.sources.resize(static_cast<std::size_t>(slice()), -1);
-  out.slice.rows.resize(static_cast<std::size_t>(slice()), -1);
+  Job::Rows out(place(from), place(to));
+  out.resize(static_cast<std::size_t>(to - from), {-1, -1});
   return out;
 }
 
@@ -75,8 +94,9 @@ void Stream::give_up() {
   // In a forked process a job may be half written for ever, by a thread that is not there: it stays as it is.
   if (!reader_->is_here()) (void)new std::deque(std::move(pending_));
   pending_.clear();
-  whole_ = nullptr;
-  looked_ = false;
+  plan_.batches.clear();
+  next_ = 0;
+  totals_ = nullptr;
 }
 
 void Stream::stand(Place place, std::vector<std::int64_t> rates, std::int64_t end) {
@@ -100,33 +120,31 @@ BatchOut Stream::columns_of(const Slot& slot) const {
 }
 
 bool Stream::submit_one() {
-  if (whole_ == nullptr) {
-    std::optional<Planner::Plan> plan = planner_.plan(planned_);
-    if (!plan) return false;
-    whole_ = std::make_shared<Whole>(Whole{std::move(*plan), std::nullopt});
-    looked_ = false;
+  const RunShape& shape = planner_.shape();
+  if (next_ == plan_.batches.size()) {
+    planner_.plan(planned_, static_cast<std::size_t>(std::max(planned_at_once / shape.global_batch, std::int64_t{1})),
+                  plan_);
+    next_ = 0;
+    if (plan_.batches.empty()) return false;
   }
-  const std::shared_ptr<Whole> whole = whole_;
-  const std::int64_t begin = planned_.within, end = begin + planner_.shape().batch;
+  const Planner::Plan::GlobalBatch& whole = plan_.batches[next_];
+  const std::int64_t begin = planned_.within, end = begin + shape.batch;
   if (begin < 0 || end > planner_.slice()) throw std::invalid_argument("a place is outside its global batch");
-  const auto part = [&](auto& values) {
-    if (planner_.shape().batch == planner_.slice()) return std::move(values);
-    return std::remove_cvref_t<decltype(values)>(values.begin() + begin, values.begin() + end);
-  };
-  Job::Rows rows{part(whole->plan.slice.sources), part(whole->plan.slice.rows)};
-  const bool looks = !looked_ && !whole->plan.whole.rows.empty();
   Slot slot = take_();
-  auto job =
-      std::make_shared<Job>(std::move(rows), looks ? std::move(whole->plan.whole) : Job::Rows{}, columns_of(slot));
+  const bool looks = shape.totals && shape.batch < shape.global_batch && totals_ == nullptr;
+  Job::Rows step;
+  if (looks) step.assign(plan_.rows.begin() + whole.first, plan_.rows.begin() + whole.last);
+  auto job = std::make_shared<Job>(Planner::rows(plan_, whole, begin, end), std::move(step), columns_of(slot));
   reader_->submit(job);
-  looked_ = true;
-  if (end == planner_.slice()) {
-    planned_ = whole->plan.after;
-    whole_ = nullptr;
-  } else {
+  if (looks) totals_ = std::make_shared<Totals>();
+  if (end < planner_.slice()) {
     planned_.within = end;
+    pending_.push_back({std::move(job), std::move(slot), planned_, totals_, looks});
+  } else {
+    planned_ = whole.after;
+    pending_.push_back({std::move(job), std::move(slot), planned_, std::exchange(totals_, nullptr), looks});
+    ++next_;
   }
-  pending_.push_back({std::move(job), std::move(slot), planned_, whole, looks});
   return true;
 }
 
@@ -156,13 +174,14 @@ std::optional<Delivered> Stream::next(std::size_t depth) {
     reader_->cancel(*pending.job);
     throw;
   }
-  if (pending.looks) pending.whole->totals = pending.job->step_totals();
+  if (pending.looks) *pending.totals = pending.job->step_totals();
   std::swap(before_, delivered_);
   delivered_ = pending.after;
   ++given_;
   const RunShape& shape = planner_.shape();
   return Delivered{std::move(pending.slot), std::move(pending.after), std::move(pending.job),
-                   shape.totals && shape.batch == shape.global_batch, pending.whole->totals};
+                   shape.totals && shape.batch == shape.global_batch,
+                   pending.totals == nullptr ? std::nullopt : *pending.totals};
 }
 
 Place Stream::place() const {

@@ -21,10 +21,9 @@ namespace maskpipe {
 
 // Where a run stands: after whole global batches and `within` more rows of this rank's slice of the next one.
 struct Place {
-  std::vector<std::int64_t> counts;   // rows delivered of each source, over all epochs
-  std::vector<std::int64_t> credits;  // see interleave
-  std::int64_t position;              // rows delivered of all of them
-  std::int64_t within;
+  std::vector<SourcePlace> sources;
+  std::int64_t position = 0;  // rows delivered of all of them
+  std::int64_t within = 0;
 };
 
 struct RunShape {
@@ -46,14 +45,23 @@ class Planner {
   // rates: of the mixture, one per source. end: Σ counts where the pass ends, or -1 for never.
   void mix(std::vector<std::int64_t> rates, std::int64_t end);
 
+  // Global batches that follow each other.
   struct Plan {
-    Job::Rows slice;  // [global_batch / ranks] of this rank
-    Job::Rows whole;  // [rows of the global batch] of all ranks; empty unless `totals` need it
-    Place after;
+    struct GlobalBatch {
+      std::size_t first, last;    // in `rows`: of all ranks where totals need them, else of this one
+      std::size_t own, own_last;  // this rank's among them: fewer than its slice where the pass ends
+      Place after;
+    };
+    Job::Rows rows;
+    std::vector<GlobalBatch> batches;
   };
 
-  // The next global batch, or nothing at the end of the pass. `within` is not looked at.
-  std::optional<Plan> plan(const Place& place) const;
+  // The next global batches after a place, whose `within` is not looked at: `most` of them, unless the pass ends
+  // before. What out has is used again.
+  void plan(const Place& place, std::size_t most, Plan& out) const;
+
+  // [from, to) of this rank's slice; rows that are missing at the end of the pass are padding.
+  static Job::Rows rows(const Plan& plan, const Plan::GlobalBatch& batch, std::int64_t from, std::int64_t to);
 
   const RunShape& shape() const { return shape_; }
   std::int64_t slice() const { return shape_.global_batch / shape_.ranks; }
@@ -112,16 +120,13 @@ class Stream {
   const std::shared_ptr<Reader>& reader() const { return reader_; }
 
  private:
-  struct Whole {
-    Planner::Plan plan;
-    std::optional<RowTotals> totals;
-  };
+  using Totals = std::optional<RowTotals>;
   struct Pending {
     std::shared_ptr<Job> job;
     Slot slot;
     Place after;
-    std::shared_ptr<Whole> whole;
-    bool looks;  // at the facts of the whole global batch
+    std::shared_ptr<Totals> totals;  // of the global batch that it is a part of; nullptr where nobody asked for them
+    bool looks;                      // at the facts of all of that one
   };
 
   bool submit_one();
@@ -132,11 +137,12 @@ class Stream {
   Planner planner_;
   ColumnPlaces columns_;
   std::function<Slot()> take_;
-  mutable std::mutex mutex_;                  // of all below
-  Place before_{}, delivered_{}, planned_{};  // before_: without the last batch that was given out
+  mutable std::mutex mutex_;            // of all below
+  Place before_, delivered_, planned_;  // before_: without the last batch that was given out
   std::int64_t given_ = 0;
-  std::shared_ptr<Whole> whole_;  // the global batch that planned_ is inside of
-  bool looked_ = false;
+  Planner::Plan plan_;
+  std::size_t next_ = 0;            // of plan_: the global batch that planned_ is inside of, or before
+  std::shared_ptr<Totals> totals_;  // of that one, once a job looks for them
   std::deque<Pending> pending_;
 };
 
