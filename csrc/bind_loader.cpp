@@ -174,28 +174,48 @@ struct PyDelivered {
   }
 };
 
-struct PyStream {
+// The name of an attribute, as Python's own code has it: found without comparing letters.
+py::str interned(const char* name) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)); }
+
+class PyStream {
+ public:
   struct Column {
     py::str name;
     std::int64_t place;
     Dense to_capsule;
   };
+  PyStream(std::vector<Column> asked, std::shared_ptr<Reader> reader, RunShape shape, const ColumnPlaces& places,
+           std::function<Slot()> take)
+      : columns(std::move(asked)), stream(std::move(reader), std::move(shape), places, std::move(take)) {}
+
   std::vector<Column> columns;
   Stream stream;
 
-  // By name, each made by `make` of a DLPack capsule.
-  py::dict tensors(const Delivered& batch, const py::object& make) const {
-    py::dict out;
+  // An object of `kind` with its attributes, of which `make` makes the columns; see _core.pyi. It comes into being
+  // without its __init__, which would take as long as all the rest.
+  py::object to_python(Delivered&& batch, const py::object& make, const py::object& kind, const py::object& run) const {
+    py::dict attributes;
     const auto rows = static_cast<std::int64_t>(batch.job->rows().size());
     for (const Column& column : columns) {
       const py::object capsule =
           column.to_capsule(batch.slot.memory + column.place, rows, stream.reader()->sequence_length(), batch.slot);
-      const auto tensor = py::reinterpret_steal<py::object>(PyObject_CallOneArg(make.ptr(), capsule.ptr()));
-      if (!tensor) throw py::error_already_set();
-      out[column.name] = tensor;
+      set(attributes, column.name, py::reinterpret_steal<py::object>(PyObject_CallOneArg(make.ptr(), capsule.ptr())));
     }
+    std::unique_ptr<PyDelivered> given(new PyDelivered{stream.reader(), std::move(batch), nullptr, nullptr});
+    set(attributes, given_name, py::cast(std::move(given)));
+    set(attributes, run_name, run);
+    auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
+    const auto out = py::reinterpret_steal<py::object>(type->tp_alloc(type, 0));
+    if (!out || PyObject_GenericSetDict(out.ptr(), attributes.ptr(), nullptr) != 0) throw py::error_already_set();
     return out;
   }
+
+ private:
+  static void set(py::dict& attributes, const py::str& name, const py::object& value) {
+    if (!value || PyDict_SetItem(attributes.ptr(), name.ptr(), value.ptr()) != 0) throw py::error_already_set();
+  }
+
+  py::str given_name = interned("_given"), run_name = interned("_run");
 };
 
 py::tuple to_tuple(const Place& place) {
@@ -347,7 +367,7 @@ void bind_reader(py::module_& m) {
              for (const auto& known : dense_columns) {
                if (!columns.contains(known.name)) continue;
                places.*known.place = integer(columns[known.name], known.name);
-               asked.push_back({py::str(known.name), places.*known.place, known.to_capsule});
+               asked.push_back({interned(known.name), places.*known.place, known.to_capsule});
              }
              const auto bytes = static_cast<std::size_t>(integer(size, "size"));
              std::function<Slot()> take;
@@ -363,8 +383,7 @@ void bind_reader(py::module_& m) {
                  return slot_of((*give)(), bytes);
                };
              }
-             return std::unique_ptr<PyStream>(
-                 new PyStream{std::move(asked), {reader, std::move(shape), places, std::move(take)}});
+             return std::make_unique<PyStream>(std::move(asked), reader, std::move(shape), places, std::move(take));
            }),
            "reader"_a, "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "global_batch"_a, "ranks"_a, "rank"_a,
            "batch"_a, "pad"_a, "totals"_a, "columns"_a, "size"_a, "slots"_a)
@@ -400,17 +419,15 @@ void bind_reader(py::module_& m) {
       .def("ahead", [](const PyStream& self) { return without_gil([&] { return self.stream.ahead(); }); })
       .def(
           "next",
-          [](PyStream& self, const py::object& depth, const py::object& make) -> py::object {
+          [](PyStream& self, const py::object& depth, const py::object& make, const py::object& kind,
+             const py::object& run) -> py::object {
             const std::int64_t n = integer(depth, "depth");
             if (n < 0) throw py::value_error("depth must be at least 0");
+            if (!PyType_Check(kind.ptr())) throw py::type_error("kind must be a class");
             auto batch = without_gil([&] { return self.stream.next(static_cast<std::size_t>(n)); });
-            if (!batch) return py::none();
-            py::dict tensors = self.tensors(*batch, make);
-            return py::make_tuple(std::unique_ptr<PyDelivered>(
-                                      new PyDelivered{self.stream.reader(), std::move(*batch), nullptr, nullptr}),
-                                  std::move(tensors));
+            return batch ? self.to_python(std::move(*batch), make, kind, run) : py::none();
           },
-          "depth"_a, "make"_a);
+          "depth"_a, "make"_a, "kind"_a, "run"_a);
 }
 
 void bind_ipc(py::module_& m) {

@@ -15,7 +15,7 @@ _Int32 = npt.NDArray[np.int32]
 _Int64 = npt.NDArray[np.int64]
 _UInt8 = npt.NDArray[np.uint8]
 _Bool = npt.NDArray[np.bool_]
-_Tensor = TypeVar("_Tensor")
+_Batch = TypeVar("_Batch")
 
 # csrc/pack.h
 
@@ -495,11 +495,12 @@ class Stream:
 
     def ahead(self) -> int: ...
     def next(
-        self, depth: SupportsIndex, make: Callable[[CapsuleType], _Tensor]
-    ) -> tuple[Delivered, dict[str, _Tensor]] | None:
-        """The oldest batch, with `depth` on their way, and its dense columns over its memory, [rows, sequence_length]
-        each, which `make` makes of DLPack; None at the end of the pass. RuntimeError, naming shard, region and rows,
-        when a byte is not what it should be."""
+        self, depth: SupportsIndex, make: Callable[[CapsuleType], Any], kind: type[_Batch], run: object
+    ) -> _Batch | None:
+        """The oldest batch, with `depth` on their way; None at the end of the pass. It is an object of `kind`, made
+        without its __init__, with these attributes: by their names, the dense columns over its memory, [rows,
+        sequence_length] each, which `make` makes of DLPack; _given, the Delivered; _run, as it was given here.
+        RuntimeError, naming shard, region and rows, when a byte is not what it should be."""
 
 # csrc/audit.h
 

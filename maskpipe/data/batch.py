@@ -66,20 +66,27 @@ class Run(NamedTuple):
     state_at: Callable[[Place], dict[str, Any]] | None = None
 
 
-_Value = TypeVar("_Value", bound=Tensor | None)
+_Value = TypeVar("_Value")
+
+
+class _Lazy:
+    """An attribute that is made when it is first used. It stands with the others then, where Python looks first."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+        self.name = make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, batch: Batch | None, _kind: type | None = None) -> Any:
+        if batch is None:
+            return self
+        value = batch.__dict__[self.name] = self.make(batch)
+        return value
 
 
 def _made(make: Callable[[Any], _Value]) -> _Value:
     """A read-only attribute of a batch: what the core made, else what `make` makes when it is first used."""
-    name = make.__name__
-
-    def read(batch: Batch) -> Any:
-        tensor = batch._tensors.get(name)
-        if tensor is None:
-            batch._tensors[name] = tensor = make(batch)
-        return tensor
-
-    return cast("_Value", property(read, doc=make.__doc__))
+    return cast("_Value", _Lazy(make))
 
 
 class Batch:
@@ -122,20 +129,20 @@ class Batch:
     made then, by a few torch operations. A batch is read-only; its tensors may be written to like any others.
     """
 
-    __slots__ = ("_given", "_known", "_run", "_tensors")
+    _run: Run
+    _given: _core.Delivered | None = None
+    """What the loader read. Its batches are made by the core, attributes and all (Stream.next)."""
 
-    def __init__(
-        self, given: _core.Delivered | None, run: Run, tensors: dict[str, Any], known: Numbers | None = None
-    ) -> None:
-        """given: what the loader read; else `known` is there, and in `tensors` what others cannot be derived from."""
-        self._given = given
-        self._run = run
-        self._tensors = tensors
-        self._known = known
+    def __init__(self, run: Run, numbers: Numbers, tensors: dict[str, Tensor]) -> None:
+        """Of no loader. In `tensors` is what others cannot be derived from."""
+        self.__dict__.update(tensors, _run=run, _numbers=numbers)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: a Batch is read-only; write to its tensors, or collect new ones of your own")
 
     @_made
     def input_ids(self) -> Tensor:
-        ids: Tensor = self._tensors["ids32"]
+        ids: Tensor = self.__dict__["ids32"]
         return ids.long()
 
     @property
@@ -235,11 +242,11 @@ class Batch:
     def targets(self) -> Tensor:
         """UsageError where a shared prompt predicts the first tokens of two branches, which one target cannot say."""
         self._check_shifted("targets")
-        tensor: Tensor | None = self._tensors.get("targets")
+        tensor: Tensor | None = self.__dict__.get("targets")
         if tensor is None:
             tensor = torch.full_like(self.input_ids, IGNORE)
             tensor[:, :-1] = self.labels[:, 1:]
-            self._tensors["targets"] = tensor
+            self.__dict__["targets"] = tensor
         return tensor
 
     @_made
@@ -303,7 +310,7 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        ids: Tensor | None = self._tensors.get("ids32")
+        ids: Tensor | None = self.__dict__.get("ids32")
         return (self.input_ids if ids is None else ids).device
 
     @property
@@ -331,12 +338,12 @@ class Batch:
             name: value if name in _HOST else value.to(device, non_blocking=non_blocking)
             for name, value in self.tensors.items()
         }
-        return Batch(None, self._run, moved, self._numbers)
+        return Batch(self._run, self._numbers, moved)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Those made so far, by name."""
-        return {name: value for name, value in self._tensors.items() if value is not None}
+        return {name: value for name, value in self.__dict__.items() if isinstance(value, Tensor)}
 
     def as_hf(
         self,
@@ -478,14 +485,12 @@ class Batch:
                     "shifted labels cannot say; make the loss from LossPlan.from_batch(batch)"
                 )
 
-    @property
+    @_made
     def _numbers(self) -> Numbers:
-        if self._known is None:
-            assert self._given is not None
-            whole = self._given.whole()
-            step = None if whole is None else Step(*whole)
-            self._known = Numbers(*self._given.numbers(), step, self._given.place())
-        return self._known
+        assert self._given is not None
+        whole = self._given.whole()
+        step = None if whole is None else Step(*whole)
+        return Numbers(*self._given.numbers(), step, self._given.place())
 
     def _fact(self, name: str) -> Tensor:
         """What the core knows of rows, segments and runs."""

@@ -202,7 +202,7 @@ def _packed(config: Any, length: int, seed: int) -> Batch:
         "run_weights": torch.ones(1),
     }
     known = Numbers(max_seqlen=max(end - start for start, end in pairwise([0, *ends])), n_loss=2 * length)
-    return Batch(None, Run((2, length)), {"input_ids": _draw(config, 2 * length, seed).view(2, length), **flat}, known)
+    return Batch(Run((2, length)), known, {"input_ids": _draw(config, 2 * length, seed).view(2, length), **flat})
 
 
 def _draw(config: Any, count: int, seed: int) -> Tensor:

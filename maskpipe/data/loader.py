@@ -215,7 +215,22 @@ class Loader(IterableDataset[Any]):
         with self._lock:
             base = self._base
             try:
-                batch = self._next()
+                if self._process != _forks:
+                    self._start(self._place)
+                if self._ended:
+                    raise StopIteration
+                held = None if self._ahead is None else self._hold_ahead()
+                try:
+                    batch = self._stream.next(self._depth, to_tensor, Batch, self._run)
+                except RuntimeError as error:
+                    raise self._refused(error, held) from None
+                if batch is None:
+                    self._end_pass()
+                    raise StopIteration
+                if held is not None:
+                    held.release()
+                if not self._is_host:
+                    batch = self._slots.deliver(batch) if self._slots.moves else batch.to(self._device)
                 self._given += 1
             except (DatasetError, StopIteration):
                 raise
@@ -224,38 +239,24 @@ class Loader(IterableDataset[Any]):
                 self._ended = False
                 self._restart(self._stream.place_after(self._given))
                 raise
-        if self._yields == "hf":
-            return batch.as_hf()
-        return batch.as_padded(self._manifests[0].pad_id) if self._yields == "padded" else batch
-
-    def _next(self) -> Batch:
-        if self._process != _forks:
-            self._start(self._place)
-        if self._ended:
-            raise StopIteration
-        held = None if self._ahead is None else self._hold_ahead()
-        try:
-            read = self._stream.next(self._prefetch if self._ahead is None else 0, to_tensor)
-        except RuntimeError as error:
-            self._restart(self._place)
-            self._close_files()
-            refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
-            repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
-            if os.strerror(errno.EMFILE) in str(error):
-                repair = "allow more (ulimit -n)"
-            raise DatasetError(f"{error}; {repair}") from None
-        if read is None:
-            self._ended = True
-            self._stand(self._next_pass(self._state()))
-            self._restart(_place_of(self._base))
-            raise StopIteration
-        if held is not None:
-            held.release()
-        given, tensors = read
-        batch = Batch(given, self._run, tensors)
-        if self._is_host:
+        if self._yields == "batch":
             return batch
-        return self._slots.deliver(batch, given.address()) if self._slots.moves else batch.to(self._device)
+        return batch.as_hf() if self._yields == "hf" else batch.as_padded(self._manifests[0].pad_id)
+
+    def _refused(self, error: RuntimeError, held: Held | None) -> DatasetError:
+        """What is said of a batch whose bytes are not what they should be. It is the next one again."""
+        self._restart(self._place)
+        self._close_files()
+        refetched = held is not None and self._ahead is not None and self._ahead.discard(held)
+        repair = "what the cache had was spoiled; it is fetched again when it is needed" if refetched else REPAIR
+        if os.strerror(errno.EMFILE) in str(error):
+            repair = "allow more (ulimit -n)"
+        return DatasetError(f"{error}; {repair}")
+
+    def _end_pass(self) -> None:
+        self._ended = True
+        self._stand(self._next_pass(self._state()))
+        self._restart(_place_of(self._base))
 
     def __len__(self) -> int:
         """Batches of a whole pass of this rank, the same for all ranks. TypeError for an endless loader."""
@@ -500,6 +501,7 @@ class Loader(IterableDataset[Any]):
         )
         self._held: deque[Held] = deque()
         self._ahead: Ahead[Place] | None = Ahead(self.datasets, self._reader.close_file) if self._is_remote else None
+        self._depth = self._prefetch if self._ahead is None else 0  # of remote datasets it is submitted here
         self._restart(place)
 
     def _close_files(self) -> None:

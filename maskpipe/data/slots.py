@@ -57,7 +57,7 @@ class HostSlots:
         self.memory = _core.Pool(columns.size)
         """What the core takes pieces from."""
 
-    def deliver(self, batch: Batch, address: int) -> Batch:
+    def deliver(self, batch: Batch) -> Batch:
         return batch
 
     def forget(self) -> None:
@@ -89,9 +89,10 @@ class DeviceSlots:
     def forget(self) -> None:
         self._taken.clear()
 
-    def deliver(self, batch: Batch, address: int) -> Batch:
+    def deliver(self, batch: Batch) -> Batch:
         """The batch on the device. The copy runs beside what the current stream does, which waits for it only here."""
-        piece = self._taken.pop(address)
+        assert batch._given is not None
+        piece = self._taken.pop(batch._given.address())
         with torch.cuda.stream(self._stream):
             moved = batch.to(self._device, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
