@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <utility>
@@ -41,23 +40,23 @@ bool more_than_ids(const RowOut& out) {
   return out.labels || out.targets || out.positions || out.segments || out.weights || out.roles;
 }
 
+[[noreturn]] void no_such_row(const Job::Row& row) {
+  throw std::invalid_argument("source " + std::to_string(row.source) + " has no row " + std::to_string(row.row));
+}
+
 }  // namespace
 
 struct Reader::Shard {
   const SourceShards& source;
-  std::size_t number;  // of the shard in its source
-  std::int32_t source_number;
-  std::int64_t first;  // row of the source
+  std::size_t number;       // of the shard in its source
+  std::int64_t begin, end;  // in the line of all rows
   ShardFile file;
   std::mutex mutex;                // of decoding; held while a block is read
   std::vector<BatchPlace> places;  // of the record batches; empty until the footer was proved
   std::vector<std::shared_ptr<const Block>> blocks;
   std::vector<std::uint8_t> used;  // per block, since the hand came by
 
-  std::int64_t rows() const { return source.rows[number]; }
-  bool holds(std::int32_t other, std::int64_t row) const {  // row: of the source, not before the shard's first
-    return other == source_number && row - first < rows();
-  }
+  std::int64_t rows() const { return end - begin; }
   std::int64_t block_of(std::int64_t row) const { return quotient(row, source.batch_rows); }
   std::size_t n_blocks() const { return static_cast<std::size_t>((rows() - 1) / source.batch_rows) + 1; }
 };
@@ -84,21 +83,21 @@ Reader::Reader(std::vector<SourceShards> sources, const ReaderOptions& options, 
         source.batches.size() != n || source.batch_rows < 1) {
       throw std::invalid_argument("a source needs as many sizes, rows, regions and batches as names");
     }
-    std::vector<std::int64_t> ends;
-    std::int64_t total = 0;
+    std::int64_t end = starts_.back();
     for (std::size_t k = 0; k < n; ++k) {
       const auto regions = (source.sizes[k] + region_size - 1) / region_size;
       const auto batches = (source.rows[k] + source.batch_rows - 1) / source.batch_rows;
-      if (source.rows[k] < 1 || source.sizes[k] < 1 ||
+      if (source.rows[k] < 1 || source.sizes[k] < 1 || source.rows[k] > INT64_MAX - end ||
           static_cast<std::int64_t>(source.regions[k].size()) != 16 * regions ||
           static_cast<std::int64_t>(source.batches[k].size()) != 16 * batches) {
         throw std::invalid_argument(source.names[k] + ": regions do not fit its size, or batches its rows");
       }
-      ends.push_back(total += source.rows[k]);
+      ends_.push_back(end += source.rows[k]);
     }
-    ends_.push_back(std::move(ends));
-    shards_.emplace_back(n);
+    starts_.push_back(end);
+    first_shards_.push_back(ends_.size());
   }
+  shards_ = std::vector<Lazy>(ends_.size());
   auto padding = std::make_shared<Block>();
   padding->run_offsets = {0, 1};
   padding->document_offsets = {0, 0};
@@ -210,19 +209,39 @@ void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
 // The rows from `begin` on, of as many shards as are open at once; where the next ones begin.
 std::size_t Reader::visit_some(Job& job, std::size_t begin, Bench& bench) {
   std::vector<Visit>& visits = bench.visits;
+  const std::size_t rows = job.rows_.size();
   bench.close();
   std::size_t end = begin, shards = 0;
-  const OpenFile* file = nullptr;  // of the shard, once somebody needs it
-  for (const Shard* shard = nullptr; end < visits.size(); ++end) {
+  // Their files and facts. Of a row of the step its totals are all, and its block is let go.
+  Shard* shard = nullptr;
+  for (const OpenFile* file = nullptr; end < visits.size(); ++end) {
     Visit& visit = visits[end];
     if (visit.found.shard != shard) {
       if (++shards > shards_at_once) break;
       shard = visit.found.shard;
       file = nullptr;
     }
-    explained(visit.found, [&] { look_up(job, visit, file, bench); });
+    const std::size_t k = visit.found.k;
+    explained(visit.found, [&] {
+      if (file == nullptr && (k < rows || visit.block == nullptr)) {
+        file = bench.files.emplace_back(open(*shard)).get();
+        bench.scratch.file = file;
+      }
+      if (visit.block == nullptr) visit.block = block(*shard, visit.number, bench.scratch);
+    });
+    if (k < rows) {
+      visit.file = file;
+      visit.ids = visit.block->ids_offset + static_cast<std::int64_t>(visit.in_block) * options_.sequence_length * 4;
+      visit.hash = &visit.block->ids_hashes[visit.in_block];
+#ifdef __GNUC__
+      __builtin_prefetch(visit.hash);
+#endif
+    } else {
+      job.of_step_[k - rows] = visit.block->totals[visit.in_block];
+      visit.block = nullptr;
+    }
   }
-  const auto next_row = [&](std::size_t k) {  // those of the step are done
+  const auto next_row = [&](std::size_t k) {
     while (k < end && visits[k].block == nullptr) ++k;
     return k;
   };
@@ -247,19 +266,19 @@ void Reader::find_all(Job& job, std::size_t first, std::size_t last, Bench& benc
   std::vector<Wanted>& wanted = bench.wanted;
   wanted.clear();
   for (std::size_t k = first; k < last; ++k) {
-    const Job::Row& asked = k < rows ? job.rows_[k] : job.step_[k - rows];
-    if (asked.source != -1) {
-      wanted.push_back({asked.source, asked.row, k});
+    const Job::Row& row = k < rows ? job.rows_[k] : job.step_[k - rows];
+    if (row.source != -1) {
+      wanted.push_back({place_of(row), k});
     } else if (k < rows) {
       pad_row(job, k);
     }
   }
-  std::ranges::sort(wanted);
+  std::ranges::sort(wanted, {}, &Wanted::place);
   bench.visits.clear();
   Shard* shard = nullptr;
   for (const Wanted& row : wanted) {
-    if (shard == nullptr || !shard->holds(row.source, row.row)) shard = &shard_of(row);
-    const std::int64_t in_shard = row.row - shard->first, number = shard->block_of(in_shard);
+    if (shard == nullptr || row.place >= shard->end) shard = &shard_at(row.place);
+    const std::int64_t in_shard = row.place - shard->begin, number = shard->block_of(in_shard);
     bench.visits.push_back({{shard, in_shard, row.k},
                             static_cast<std::size_t>(number),
                             static_cast<std::size_t>(in_shard - number * shard->source.batch_rows),
@@ -288,30 +307,6 @@ void Reader::pad_row(Job& job, std::size_t k) const {
   expand_row(options_.sequence_length, padding_->row(0), out);
 }
 
-// The file and the facts of a row. file: of the shard, or nullptr as long as no row needed it. Of a row of the step its
-// totals are all, and its block is let go.
-void Reader::look_up(Job& job, Visit& visit, const OpenFile*& file, Bench& bench) {
-  Shard& shard = *visit.found.shard;
-  const std::size_t rows = job.rows_.size();
-  const std::size_t k = visit.found.k;
-  if (file == nullptr && (k < rows || visit.block == nullptr)) file = bench.files.emplace_back(open(shard)).get();
-  visit.file = file;
-  if (visit.block == nullptr) {
-    bench.scratch.file = file;
-    visit.block = block(shard, visit.number, bench.scratch);
-  }
-  if (k >= rows) {
-    job.of_step_[k - rows] = visit.block->totals[visit.in_block];
-    visit.block = nullptr;
-    return;
-  }
-  visit.ids = visit.block->ids_offset + static_cast<std::int64_t>(visit.in_block) * options_.sequence_length * 4;
-  visit.hash = &visit.block->ids_hashes[visit.in_block];
-#ifdef __GNUC__
-  __builtin_prefetch(visit.hash);
-#endif
-}
-
 // next: whose bytes are on their way from memory while this row is proved, or nullptr.
 void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch) {
   const std::int64_t length = options_.sequence_length;
@@ -327,23 +322,27 @@ void Reader::read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratc
   job.blocks_[k] = std::move(visit.block);
 }
 
-// The shard that a row is in. std::invalid_argument when there is no such row.
-Reader::Shard& Reader::shard_of(const Wanted& row) {
+// Where a row stands among the rows of all sources. std::invalid_argument when there is no such row.
+std::int64_t Reader::place_of(const Job::Row& row) const {
   const auto s = static_cast<std::size_t>(row.source);
-  if (s >= ends_.size() || ends_[s].empty() || row.row < 0 || row.row >= ends_[s].back()) {
-    throw std::invalid_argument("source " + std::to_string(row.source) + " has no row " + std::to_string(row.row));
-  }
-  const std::vector<std::int64_t>& ends = ends_[s];
-  const auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), row.row) - ends.begin());
-  if (Shard* known = shards_[s][number].known.load(std::memory_order_acquire)) return *known;
+  if (s >= sources_.size() || row.row < 0 || row.row >= starts_[s + 1] - starts_[s]) no_such_row(row);
+  return starts_[s] + row.row;
+}
+
+// The shard that a place of that line is in.
+Reader::Shard& Reader::shard_at(std::int64_t place) {
+  const auto k = static_cast<std::size_t>(std::ranges::upper_bound(ends_, place) - ends_.begin());
+  if (Shard* known = shards_[k].known.load(std::memory_order_acquire)) return *known;
   const std::lock_guard lock(open_mutex_);
-  std::unique_ptr<Shard>& made = shards_[s][number].made;
+  std::unique_ptr<Shard>& made = shards_[k].made;
   if (made == nullptr) {
+    const auto s = static_cast<std::size_t>(std::ranges::upper_bound(first_shards_, k) - first_shards_.begin()) - 1;
+    const std::size_t number = k - first_shards_[s];
     const SourceShards& from = sources_[s];
     made.reset(new Shard{from,
                          number,
-                         row.source,
-                         ends[number] - from.rows[number],
+                         ends_[k] - from.rows[number],
+                         ends_[k],
                          {from.directory + "/" + from.names[number],
                           from.sizes[number],
                           {parse_hashes(from.regions[number]), parse_hashes(from.batches[number])},
@@ -356,7 +355,7 @@ Reader::Shard& Reader::shard_of(const Wanted& row) {
                          {}});
     made->blocks.resize(made->n_blocks());
     made->used.resize(made->n_blocks());
-    shards_[s][number].known.store(made.get(), std::memory_order_release);
+    shards_[k].known.store(made.get(), std::memory_order_release);
   }
   return *made;
 }
@@ -388,7 +387,8 @@ std::shared_ptr<const OpenFile> Reader::open(Shard& shard) {
 
 void Reader::close_file(std::size_t source, std::size_t number) {
   const std::lock_guard lock(open_mutex_);
-  const std::unique_ptr<Shard>& shard = shards_.at(source).at(number).made;
+  if (source >= sources_.size() || number >= sources_[source].names.size()) throw std::out_of_range("no such shard");
+  const std::unique_ptr<Shard>& shard = shards_[first_shards_[source] + number].made;
   if (shard == nullptr) return;
   shard->file.close();
   std::erase(opened_, shard.get());

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <atomic>
-#include <compare>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -137,13 +136,10 @@ class Reader {
 
  private:
   struct Shard;
-  // A row that a job asks for, in the order in which rows are read: that of the files.
+  // A row that a job asks for.
   struct Wanted {
-    std::int32_t source;
-    std::int64_t row;  // of the source
-    std::size_t k;     // of the rows of the job, or of its step after them
-
-    auto operator<=>(const Wanted&) const = default;
+    std::int64_t place;  // in the line of all rows
+    std::size_t k;       // of the rows of the job, or of its step after them
   };
   struct Found {
     Shard* shard;
@@ -181,11 +177,11 @@ class Reader {
   void run(Job& job, std::size_t first, std::size_t last, Bench& bench);
   void find_all(Job& job, std::size_t first, std::size_t last, Bench& bench);
   std::size_t visit_some(Job& job, std::size_t begin, Bench& bench);
-  void look_up(Job& job, Visit& visit, const OpenFile*& file, Bench& bench);
   void read_ids(Job& job, Visit& visit, const Visit* next, Scratch& scratch);
   void pad_row(Job& job, std::size_t k) const;
   RowOut columns_of(const Job& job, std::size_t k) const;
-  Shard& shard_of(const Wanted& row);
+  std::int64_t place_of(const Job::Row& row) const;
+  Shard& shard_at(std::int64_t place);
   template <typename Call>
   void explained(const Found& found, Call call);
   const std::shared_ptr<const Block>& kept_block(Shard& shard, std::size_t number);
@@ -198,8 +194,11 @@ class Reader {
   ReaderOptions options_;
   Decision decision_;
   std::vector<SourceShards> sources_;
-  std::vector<std::vector<std::int64_t>> ends_;  // per source, rows up to and with each shard
-  std::vector<std::vector<Lazy>> shards_;
+  // The rows of all sources stand in one line, shard after shard.
+  std::vector<std::int64_t> starts_{0};       // [sources + 1] where each source begins
+  std::vector<std::size_t> first_shards_{0};  // [sources + 1] the number of its first shard
+  std::vector<std::int64_t> ends_;            // [shards]
+  std::vector<Lazy> shards_;
   std::shared_ptr<const Block> padding_;
 
   std::mutex cache_mutex_;  // of cached_, hand_, cached_bytes_, Shard::blocks and Shard::used
