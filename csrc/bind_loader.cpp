@@ -139,7 +139,8 @@ constexpr struct {
     {"role_ids", &ColumnPlaces::roles, dense<std::uint8_t>},
 };
 
-// What Python gets of a batch beside its dense columns, which keep the slot, not this.
+// What Python gets of a batch beside its dense columns, which keep the slot, not this. A capsule: an object of a class
+// of pybind11 would take five times as long to come and go.
 struct PyDelivered {
   std::shared_ptr<Reader> reader;
   Delivered batch;
@@ -147,30 +148,47 @@ struct PyDelivered {
   std::shared_ptr<Segments> segments;
   std::shared_ptr<BatchRuns> runs;
 
-  py::object fact(std::string_view name) {
-    if (name == "cu_seqlens") return to_capsule(reader->cu_seqlens(*batch.job));
-    if (name == "sources") return to_capsule(each(batch.job->rows(), &Job::Row::source));
-    if (name == "rows") return to_capsule(each(batch.job->rows(), &Job::Row::row));
+  static constexpr const char* name = "maskpipe.Delivered";
+
+  static py::object to_python(std::unique_ptr<PyDelivered>&& given) {
+    auto out = py::reinterpret_steal<py::object>(PyCapsule_New(given.get(), name, [](PyObject* capsule) {
+      delete static_cast<PyDelivered*>(PyCapsule_GetPointer(capsule, name));
+    }));
+    if (!out) throw py::error_already_set();
+    (void)given.release();
+    return out;
+  }
+
+  static PyDelivered& of(const py::object& given) {
+    auto* out = static_cast<PyDelivered*>(PyCapsule_GetPointer(given.ptr(), name));
+    if (out == nullptr) throw py::error_already_set();
+    return *out;
+  }
+
+  py::object fact(std::string_view asked) {
+    if (asked == "cu_seqlens") return to_capsule(reader->cu_seqlens(*batch.job));
+    if (asked == "sources") return to_capsule(each(batch.job->rows(), &Job::Row::source));
+    if (asked == "rows") return to_capsule(each(batch.job->rows(), &Job::Row::row));
     const auto of = [](auto& values, const auto& owner) {
       return to_capsule(values.data(), -1, static_cast<std::int64_t>(values.size()), std::shared_ptr(owner));
     };
-    if (name.starts_with("run_")) {
+    if (asked.starts_with("run_")) {
       if (!runs) runs = std::make_shared<BatchRuns>(reader->runs(*batch.job));
-      if (name == "run_ends") return of(runs->ends, runs);
-      if (name == "run_roles") return of(runs->roles, runs);
-      if (name == "run_parts") return of(runs->parts, runs);
-      if (name == "run_loss") return of(runs->loss, runs);
-      if (name == "run_weights") return of(runs->weights, runs);
-      throw py::key_error(std::string(name));
+      if (asked == "run_ends") return of(runs->ends, runs);
+      if (asked == "run_roles") return of(runs->roles, runs);
+      if (asked == "run_parts") return of(runs->parts, runs);
+      if (asked == "run_loss") return of(runs->loss, runs);
+      if (asked == "run_weights") return of(runs->weights, runs);
+      throw py::key_error(std::string(asked));
     }
     if (!segments) segments = std::make_shared<Segments>(reader->segments(*batch.job));
-    if (name == "segment_numbers") return of(segments->numbers, segments);
-    if (name == "branches") return of(segments->branches, segments);
-    if (name == "pairs") return of(segments->pairs, segments);
-    if (name == "parents") return of(segments->parents, segments);
-    if (name == "scores") return of(segments->scores, segments);
-    if (name == "desirable") return of(segments->desirable, segments);
-    throw py::key_error(std::string(name));
+    if (asked == "segment_numbers") return of(segments->numbers, segments);
+    if (asked == "branches") return of(segments->branches, segments);
+    if (asked == "pairs") return of(segments->pairs, segments);
+    if (asked == "parents") return of(segments->parents, segments);
+    if (asked == "scores") return of(segments->scores, segments);
+    if (asked == "desirable") return of(segments->desirable, segments);
+    throw py::key_error(std::string(asked));
   }
 };
 
@@ -202,7 +220,7 @@ class PyStream {
       set(attributes, column.name, py::reinterpret_steal<py::object>(PyObject_CallOneArg(make.ptr(), capsule.ptr())));
     }
     std::unique_ptr<PyDelivered> given(new PyDelivered{stream.reader(), std::move(batch), nullptr, nullptr});
-    set(attributes, given_name, py::cast(std::move(given)));
+    set(attributes, given_name, PyDelivered::to_python(std::move(given)));
     set(attributes, run_name, run);
     auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
     const auto out = py::reinterpret_steal<py::object>(type->tp_alloc(type, 0));
@@ -279,6 +297,37 @@ void bind_order(py::module_& m) {
       "rates"_a, "credits"_a, "counts"_a, "positions"_a);
 }
 
+void bind_delivered(py::module_& m) {
+  m.def(
+      "delivered_fact",
+      [](const py::object& given, std::string_view name) { return PyDelivered::of(given).fact(name); }, "given"_a,
+      "name"_a);
+  m.def(
+      "delivered_place", [](const py::object& given) { return to_tuple(PyDelivered::of(given).batch.after); },
+      "given"_a);
+  m.def(
+      "delivered_numbers",
+      [](const py::object& given) {
+        const RowTotals own = PyDelivered::of(given).batch.job->totals();
+        return py::make_tuple(own.longest, own.tokens, own.shared);
+      },
+      "given"_a);
+  m.def(
+      "delivered_whole",
+      [](const py::object& given) -> py::object {
+        const std::optional<RowTotals> whole = PyDelivered::of(given).batch.whole();
+        if (!whole) return py::none();
+        return py::make_tuple(whole->tokens, whole->pairs, whole->weight, whole->rated);
+      },
+      "given"_a);
+  m.def(
+      "delivered_address",
+      [](const py::object& given) {
+        return reinterpret_cast<std::uintptr_t>(PyDelivered::of(given).batch.slot.memory);
+      },
+      "given"_a);
+}
+
 void bind_reader(py::module_& m) {
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
       .def(py::init([](const py::object& size) {
@@ -334,21 +383,6 @@ void bind_reader(py::module_& m) {
                               static_cast<std::size_t>(integer(number, "number")));
           },
           "source"_a, "number"_a);
-  py::class_<PyDelivered>(m, "Delivered")
-      .def("fact", &PyDelivered::fact, "name"_a)
-      .def("place", [](const PyDelivered& self) { return to_tuple(self.batch.after); })
-      .def("numbers",
-           [](const PyDelivered& self) {
-             const RowTotals own = self.batch.job->totals();
-             return py::make_tuple(own.longest, own.tokens, own.shared);
-           })
-      .def("whole",
-           [](const PyDelivered& self) -> py::object {
-             const std::optional<RowTotals> whole = self.batch.whole();
-             if (!whole) return py::none();
-             return py::make_tuple(whole->tokens, whole->pairs, whole->weight, whole->rated);
-           })
-      .def("address", [](const PyDelivered& self) { return reinterpret_cast<std::uintptr_t>(self.batch.slot.memory); });
   py::class_<PyStream>(m, "Stream")
       .def(py::init([](const std::shared_ptr<Reader>& reader, const py::object& rows, const py::object& blocks,
                        const py::object& windows, bool shuffle, const py::object& keys, const py::object& global_batch,
@@ -469,6 +503,7 @@ Policy to_policy(const py::object& policy) {
 
 void bind_loader(py::module_& m) {
   bind_order(m);
+  bind_delivered(m);
   bind_reader(m);
   bind_ipc(m);
 }

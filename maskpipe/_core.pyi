@@ -433,25 +433,24 @@ def ids_place(metadata: bytes, body: SupportsIndex) -> tuple[int, int]:
 _Place = tuple[tuple[int, ...], tuple[int, ...], int, int]
 """counts, credits, position, within"""
 
-class Delivered:
-    """A batch that is read and proved."""
+# Of a batch that is read and proved (`given`, as it is in what Stream.next gives). ValueError for another capsule.
 
-    def fact(self, name: str) -> CapsuleType:
-        """As DLPack: sources int32, rows int64 [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32,
-        branches uint8, pairs int64, scores float32, desirable int8 [segments]; run_ends int32, run_roles, run_parts,
-        run_loss uint8, run_weights float32 [runs]."""
+def delivered_fact(given: CapsuleType, name: str) -> CapsuleType:
+    """As DLPack: sources int32, rows int64 [rows]; cu_seqlens int32 [segments + 1]; segment_numbers, parents int32,
+    branches uint8, pairs int64, scores float32, desirable int8 [segments]; run_ends int32, run_roles, run_parts,
+    run_loss uint8, run_weights float32 [runs]."""
 
-    def place(self) -> _Place:
-        """Where the run stands after it."""
+def delivered_place(given: CapsuleType) -> _Place:
+    """Where the run stands after it."""
 
-    def numbers(self) -> tuple[int, int, bool]:
-        """Tokens of the longest segment, tokens with loss, and whether a segment continues a prompt."""
+def delivered_numbers(given: CapsuleType) -> tuple[int, int, bool]:
+    """Tokens of the longest segment, tokens with loss, and whether a segment continues a prompt."""
 
-    def whole(self) -> tuple[int, int, float, int] | None:
-        """Of its global batch on all ranks: tokens with loss, pairs, sum of weights, documents with a thumb."""
+def delivered_whole(given: CapsuleType) -> tuple[int, int, float, int] | None:
+    """Of its global batch on all ranks: tokens with loss, pairs, sum of weights, documents with a thumb."""
 
-    def address(self) -> int:
-        """Where its memory begins."""
+def delivered_address(given: CapsuleType) -> int:
+    """Where its memory begins."""
 
 class Stream:
     """Batches of a run, one after the other. Stand somewhere before anything else."""
@@ -499,7 +498,8 @@ class Stream:
     ) -> _Batch | None:
         """The oldest batch, with `depth` on their way; None at the end of the pass. It is an object of `kind`, made
         without its __init__, with these attributes: by their names, the dense columns over its memory, [rows,
-        sequence_length] each, which `make` makes of DLPack; _given, the Delivered; _run, as it was given here.
+        sequence_length] each, which `make` makes of DLPack; _given, for delivered_fact and the like; _run, as it
+        was given here.
         RuntimeError, naming shard, region and rows, when a byte is not what it should be."""
 
 # csrc/audit.h

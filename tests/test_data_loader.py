@@ -325,21 +325,17 @@ def test_an_interrupt_while_a_batch_is_awaited_loses_nothing(
     seen = [rows_of(next(loader)) for _ in range(at)]
     state = loader.state_dict()
 
-    class Interrupted:
-        def next(self, *arguments: Any) -> Any:
-            stream.next(*arguments)
-            raise KeyboardInterrupt
+    def interrupted(*arguments: Any) -> Any:
+        read(*arguments)
+        raise KeyboardInterrupt
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(stream, name)
-
-    stream = loader._stream
-    monkeypatch.setattr(loader, "_stream", Interrupted())
+    read = loader._read
+    monkeypatch.setattr(loader, "_read", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             next(loader)
         assert loader.state_dict() == state
-    monkeypatch.setattr(loader, "_stream", stream)
+    monkeypatch.setattr(loader, "_read", read)
     assert seen + [rows_of(b) for b in loader] + [rows_of(b) for b in loader] == expected
 
 

@@ -130,7 +130,7 @@ class Batch:
     """
 
     _run: Run
-    _given: _core.Delivered | None = None
+    _given: Any = None
     """What the loader read. Its batches are made by the core, attributes and all (Stream.next)."""
 
     def __init__(self, run: Run, numbers: Numbers, tensors: dict[str, Tensor]) -> None:
@@ -488,14 +488,14 @@ class Batch:
     @_made
     def _numbers(self) -> Numbers:
         assert self._given is not None
-        whole = self._given.whole()
+        whole = _core.delivered_whole(self._given)
         step = None if whole is None else Step(*whole)
-        return Numbers(*self._given.numbers(), step, self._given.place())
+        return Numbers(*_core.delivered_numbers(self._given), step, _core.delivered_place(self._given))
 
     def _fact(self, name: str) -> Tensor:
         """What the core knows of rows, segments and runs."""
         assert self._given is not None, name
-        return to_tensor(self._given.fact(name))
+        return to_tensor(_core.delivered_fact(self._given, name))
 
     def _runs(self, values: Tensor) -> Tensor:
         return self._spread(values, self.run_ends.diff(prepend=self.run_ends.new_zeros(1)))

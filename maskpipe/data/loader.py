@@ -221,7 +221,7 @@ class Loader(IterableDataset[Any]):
                     raise StopIteration
                 held = None if self._ahead is None else self._hold_ahead()
                 try:
-                    batch = self._stream.next(self._depth, to_tensor, Batch, self._run)
+                    batch = self._read(self._depth, to_tensor, Batch, self._run)
                 except RuntimeError as error:
                     raise self._refused(error, held) from None
                 if batch is None:
@@ -499,6 +499,7 @@ class Loader(IterableDataset[Any]):
             self._columns.size,
             self._slots.memory,
         )
+        self._read = self._stream.next
         self._held: deque[Held] = deque()
         self._ahead: Ahead[Place] | None = Ahead(self.datasets, self._reader.close_file) if self._is_remote else None
         self._depth = self._prefetch if self._ahead is None else 0  # of remote datasets it is submitted here

@@ -92,7 +92,7 @@ class DeviceSlots:
     def deliver(self, batch: Batch) -> Batch:
         """The batch on the device. The copy runs beside what the current stream does, which waits for it only here."""
         assert batch._given is not None
-        piece = self._taken.pop(batch._given.address())
+        piece = self._taken.pop(_core.delivered_address(batch._given))
         with torch.cuda.stream(self._stream):
             moved = batch.to(self._device, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
