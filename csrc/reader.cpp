@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <span>
 #include <stdexcept>
 #include <utility>
 
@@ -208,7 +209,7 @@ void Reader::run(Job& job, std::size_t first, std::size_t last, Bench& bench) {
 
 // The rows from `begin` on, of as many shards as are open at once; where the next ones begin.
 std::size_t Reader::visit_some(Job& job, std::size_t begin, Bench& bench) {
-  std::vector<Visit>& visits = bench.visits;
+  const std::span<Visit> visits = bench.visits;
   const std::size_t rows = job.rows_.size();
   bench.close();
   std::size_t end = begin, shards = 0;
