@@ -103,33 +103,37 @@ MASKPIPE_AVX2 inline __attribute__((always_inline)) void scramble(Sums& sums) {
   }
 }
 
-// xxh3_64 of more than 240 bytes, a multiple of a stripe (XXH3_hashLong_64b): pages of stripes, each with a secret that
-// moves on by 8 bytes, scrambled between pages; the last stripe has a secret of its own.
+// Some stripes of a page, each with a secret that moves on by 8 bytes; as many lines from `next` on are asked for.
+template <typename Id>
+MASKPIPE_AVX2 inline __attribute__((always_inline)) void add_stripes(Sums& sums, const std::uint8_t* bytes,
+                                                                     std::int64_t stripes, Id* out,
+                                                                     const std::uint8_t* next) {
+#pragma GCC unroll 4
+  for (std::int64_t k = 0; k < stripes; ++k) {
+    fetch_line(next + k * stripe_size);
+    add_stripe(sums, bytes + k * stripe_size, XXH3_kSecret + k * 8, out + k * stripe_ids);
+  }
+}
+
+// xxh3_64 of more than 240 bytes, a multiple of a stripe (XXH3_hashLong_64b): pages of stripes, scrambled between them;
+// the last stripe has a secret of its own.
 template <typename Id>
 MASKPIPE_AVX2 std::uint64_t copy_and_hash_stripes(const std::uint8_t* bytes, std::int64_t count, Id* out,
                                                   const std::uint8_t* ahead) {
   alignas(64) std::uint64_t lanes[XXH_ACC_NB] = XXH3_INIT_ACC;
   Sums sums{{_mm256_load_si256(vectors(lanes)), _mm256_load_si256(vectors(lanes) + 1)}};
-  const std::int64_t length = 4 * count, last = length - stripe_size;
-  constexpr std::int64_t last_secret = sizeof(XXH3_kSecret) - stripe_size - XXH_SECRET_LASTACC_START;
+  const std::int64_t length = 4 * count;
   std::int64_t page = 0;
   for (; page + page_size < length; page += page_size) {
-    const std::uint8_t* const next = fetched(bytes, page, length, ahead);
-#pragma GCC unroll 4
-    for (std::int64_t at = 0; at < page_size; at += stripe_size) {
-      fetch_line(next + at);
-      add_stripe(sums, bytes + page + at, XXH3_kSecret + at / 8, out + (page + at) / 4);
-    }
+    add_stripes(sums, bytes + page, page_size / stripe_size, out + page / 4, fetched(bytes, page, length, ahead));
     scramble(sums);
   }
+  const std::int64_t last = length - stripe_size;
   const std::uint8_t* const next = fetched(bytes, page, length, ahead);
-#pragma GCC unroll 4
-  for (std::int64_t at = 0; at < last - page; at += stripe_size) {
-    fetch_line(next + at);
-    add_stripe(sums, bytes + page + at, XXH3_kSecret + at / 8, out + (page + at) / 4);
-  }
+  add_stripes(sums, bytes + page, (last - page) / stripe_size, out + page / 4, next);
   fetch_line(next + (last - page));
-  add_stripe(sums, bytes + last, XXH3_kSecret + last_secret, out + last / 4);
+  add_stripe(sums, bytes + last, XXH3_kSecret + sizeof(XXH3_kSecret) - stripe_size - XXH_SECRET_LASTACC_START,
+             out + last / 4);
   _mm256_store_si256(vectors(lanes), sums.halves[0]);
   _mm256_store_si256(vectors(lanes) + 1, sums.halves[1]);
   return XXH3_mergeAccs(lanes, XXH3_kSecret + XXH_SECRET_MERGEACCS_START,
