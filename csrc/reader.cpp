@@ -369,7 +369,8 @@ void Reader::explained(const Found& found, Call call) {
   } catch (const WrongBytes& wrong) {
     throw std::runtime_error(describe(*found.shard, found.row, wrong));
   } catch (const std::invalid_argument& wrong) {
-    throw std::runtime_error(found.shard->file.path() + ": row " + std::to_string(found.row) + ": " + wrong.what());
+    throw std::runtime_error(found.shard->file.path() + ": " + wrong.what() + "; needed for row " +
+                             std::to_string(found.row));
   }
 }
 
@@ -433,12 +434,16 @@ std::shared_ptr<const Block> Reader::block(Shard& shard, std::size_t number, Scr
 
 std::shared_ptr<const Block> Reader::decode(Shard& shard, std::size_t number, Scratch& scratch) {
   if (shard.places.empty()) shard.places = shard.file.read_footer(scratch);
-  const ShardFile::Facts facts = shard.file.read_facts(shard.places, number, scratch);
   const std::int64_t step = shard.source.batch_rows, first = static_cast<std::int64_t>(number) * step;
-  ++decoded_;
-  return std::make_shared<const Block>(decode_block(facts.bytes, facts.layout, shard.places[number],
-                                                    std::min(step, shard.rows() - first), options_.sequence_length,
-                                                    decision_));
+  try {
+    const ShardFile::Facts facts = shard.file.read_facts(shard.places, number, scratch);
+    ++decoded_;
+    return std::make_shared<const Block>(decode_block(facts.bytes, facts.layout, shard.places[number],
+                                                      std::min(step, shard.rows() - first), options_.sequence_length,
+                                                      decision_));
+  } catch (const std::invalid_argument& wrong) {
+    throw std::invalid_argument("batch that begins with row " + std::to_string(first) + ": " + wrong.what());
+  }
 }
 
 std::vector<std::int32_t> Reader::cu_seqlens(const Job& job) const {

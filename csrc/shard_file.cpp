@@ -158,7 +158,15 @@ ShardFile::Facts ShardFile::read_facts(const std::vector<BatchPlace>& places, st
     out.layout = read_batch_layout(Bytes(bytes).subspan(static_cast<std::size_t>(place.offset - begin)), place.body);
     ids = ids_place(out.layout);
   } catch (const std::invalid_argument&) {
-    if (proves()) prove_regions(begin, body, file);
+    if (proves()) {
+      prove_regions(begin, body, file);
+      std::vector<std::uint8_t> again;
+      append(file, again, begin, body);
+      if (again != bytes) {
+        throw WrongBytes{begin / region_size, "bytes " + std::to_string(begin) + " to " + std::to_string(body - 1) +
+                                                  " changed while they were read"};
+      }
+    }
     throw;
   }
   append(file, bytes, body, body + ids.offset);

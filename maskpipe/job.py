@@ -30,6 +30,7 @@ from maskpipe.shards.format import (
     RECIPE,
     REJECTS,
     RUN_FILE,
+    sequence_schema,
 )
 from maskpipe.sources import Sources, open_sources
 from maskpipe.template.spans import read_template
@@ -113,6 +114,7 @@ def identify(recipe: Recipe, tokenizer: Tokenizer, sources: Sources, split: str 
         "split": split,
         "format": ".".join(map(str, FORMAT_VERSION)),
         "label_version": LABEL_VERSION,
+        "columns": sequence_schema(recipe.sequence_length).names,
         "versions": {**versions(), "python": ".".join(platform.python_version_tuple()[:2])},
     }
 

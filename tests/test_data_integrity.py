@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import mmap
 import os
 import random
 import re
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 
 import maskpipe
+from maskpipe import _core
 from maskpipe.errors import DatasetError
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.manifest import manifest_hash
@@ -313,3 +317,47 @@ def test_memory_does_not_grow(out: Path) -> None:
     first, last = map(int, done.stdout.split())
     print(f"RSS after 500 batches {first / 2**20:.1f} MiB, after 5,000 {last / 2**20:.1f} MiB")
     assert last < first * 1.05
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_bytes_that_change_to_and_fro_are_in_no_batch(out: Path, expected: list[list[torch.Tensor]], io: Any) -> None:
+    """Ids, facts, and what says where they lie: a batch is right, or it is an error that names a region."""
+    shard = maskpipe.open(out).manifest.shards[0]
+    data = (out / shard.name).read_bytes()
+    first, size, _ = _core.read_footer(data[-10 - _core.footer_size(data[-10:], len(data)) : -10], len(data))[0]
+    places = [*range(first, first + size, 101), *range(first + size, first + REGION_SIZE, 40_009)]
+    seen: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def change() -> None:
+        with (out / shard.name).open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            for place in itertools.cycle(places):
+                for changed in (0x80, 0):
+                    mapping[place] = data[place] ^ changed
+                    ended.wait(0.0003)
+                if ended.is_set():
+                    return
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    try:
+        stream, number = loader(out, io=io, threads=2, prefetch=2, cache_bytes=0), 0
+        while (seen["right"] < 5 * TRIALS or seen["raised"] < TRIALS) and seen.total() < 400 * TRIALS:
+            try:
+                batch = next(stream)
+            except DatasetError as error:
+                assert MESSAGE.search(str(error)), error
+                seen["raised"] += 1
+                continue
+            except StopIteration:
+                stream, number = loader(out, io=io, threads=2, prefetch=2, cache_bytes=0), 0
+                continue
+            for got, right in zip(tensors(batch), expected[number], strict=True):
+                assert torch.equal(got, right), f"batch {number} is wrong and was given out"
+            number += 1
+            seen["right"] += 1
+    finally:
+        ended.set()
+        writer.join()
+    print(f"bytes that change to and fro, with {io}: {dict(seen)}, wrong batches 0")
+    assert seen["right"] and seen["raised"]

@@ -349,6 +349,8 @@ def test_f09_regions_tile_the_shard(tmp_path: Path) -> None:
     assert hashes == [xxhash.xxh3_64_hexdigest(data[at : at + REGION_SIZE]) for at in range(0, len(data), REGION_SIZE)]
     for regions in (shard["regions"][:-16], shard["regions"] + "0" * 16, shard["regions"][:-1], ""):
         refused_manifest(out, "regions do not tile", shards=[{**shard, "regions": regions}])
+    for text in ("é", "\ud800"):
+        refused_manifest(out, "no hexadecimal", shards=[{**shard, "regions": text * len(shard["regions"])}])
     edit_manifest(out, shards=[{**shard, "regions": "g" * len(shard["regions"])}])
     refused(out, r"region \d \(bytes \d+ to \d+\) is not what the manifest says")
 
@@ -373,6 +375,9 @@ def test_f37_batches_are_hashes_of_record_batches_without_their_ids(tmp_path: Pa
     assert shard["batches"] == "".join(hashes)
     for batches in (shard["batches"][:-16], shard["batches"] + "0" * 16, shard["batches"][:-1], ""):
         refused_manifest(out, "hex digits of batches, its 9 rows need 48", shards=[{**shard, "batches": batches}])
+    refused_manifest(out, "no hexadecimal", shards=[{**shard, "batches": "é" * 48}])
+    without = {key: value for key, value in shard.items() if key != "batches"}  # as they were before this rule
+    refused_manifest(out, r"missing keys \['batches'\]; another version .*: prepare the dataset anew", shards=[without])
     edit_manifest(out, shards=[{**shard, "batches": "0" * 48}])
     refused(out, "batches are not the hashes of its record batches", row=False)
 

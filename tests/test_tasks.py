@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -198,6 +199,14 @@ def test_unfinished_work_of_another_job_is_an_error_that_says_what_differs(chats
     with pytest.raises(UsageError, match=r'sources: \["chats\.jsonl"\] there, \["other\.jsonl"\] now'):
         prepare(other, tmp_path / "out")
     assert sorted(work.rglob("*")) == before
+    ours = (work / "job.json").read_bytes()
+    written = json.loads(ours)
+    written["identity"]["columns"].remove("ids_xxh3")  # a version whose shards had fewer
+    identity = json.dumps(written["identity"], sort_keys=True).encode()
+    (work / "job.json").write_text(json.dumps({**written, "job": hashlib.sha256(identity).hexdigest()}))
+    with pytest.raises(UsageError, match=r"another job \(columns: .*maskpipe gc"):
+        prepare(chats, tmp_path / "out")
+    (work / "job.json").write_bytes(ours)
     prepare(chats, tmp_path / "out")
 
 

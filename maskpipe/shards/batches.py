@@ -1,4 +1,4 @@
-"""Hashes of a shard's record batches without their ids (F9b), so that who wants one row reads its facts and its ids and
+"""Hashes of a shard's record batches without their ids (F37), so that who wants one row reads its facts and its ids and
 can prove both.
 
     shard = what stands before │ metadata │ ids of its rows │ facts │ metadata │ ids │ facts │ … │ footer

@@ -185,6 +185,8 @@ class Shard:
                 f"{where}: {shard.name}: regions do not tile its {shard.size} bytes; expected {expected} hex digits, "
                 f"got {len(shard.regions)}"
             )
+        if not (shard.regions + shard.batches).isascii():
+            raise DatasetError(f"{where}: {shard.name}: regions and batches are no hexadecimal digits")
         return shard
 
 
@@ -469,7 +471,8 @@ def _object(value: Any, where: str, kinds: Mapping[str, type]) -> dict[str, Any]
     if value.keys() != kinds.keys():
         unknown, missing = sorted(value.keys() - kinds.keys()), sorted(kinds.keys() - value.keys())
         raise DatasetError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; was it written by another version?"
+            f"{where}: unknown keys {unknown}, missing keys {missing}; another version of maskpipe wrote it: "
+            "prepare the dataset anew with this one"
         )
     for key, kind in kinds.items():
         if type(value[key]) is not kind:
