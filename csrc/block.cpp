@@ -134,7 +134,10 @@ class Decoder {
     if (start < length_) {
       const std::size_t first = run_;
       take_runs(r, runs_end, start, static_cast<std::int32_t>(length_));
-      for (std::size_t run = first; run < run_; ++run) push(ends_[run], role::padding, part::none, 0.0F, false, out);
+      const auto row_begin = static_cast<std::size_t>(out.run_offsets.back());
+      for (std::size_t run = first; run < run_; ++run) {
+        push({ends_[run], 0.0F, role::padding, part::none, false}, row_begin, out);
+      }
     }
     if (run_ != runs_end) wrong("row " + std::to_string(r) + ": runs go on after the row");
     if (n_loss != n_loss_[r]) {
@@ -184,14 +187,17 @@ class Decoder {
   std::int64_t take_runs(std::size_t r, std::size_t runs_end, std::int32_t start, std::int32_t end) {
     std::int64_t n_loss = 0;
     std::int32_t at = start;
-    for (; at < end; ++run_) {
-      if (run_ == runs_end || ends_[run_] <= at || ends_[run_] > end) {
+    const std::int32_t* const ends = ends_.data();
+    std::size_t run = run_;
+    for (; at < end; ++run) {
+      if (run == runs_end || ends[run] <= at || ends[run] > end) {
         wrong("row " + std::to_string(r) + ": runs do not tile [" + std::to_string(start) + ", " + std::to_string(end) +
               ")");
       }
-      if (flags_[run_] & flag::loss) n_loss += ends_[run_] - at;
-      at = ends_[run_];
+      if (flags_[run] & flag::loss) n_loss += ends[run] - at;
+      at = ends[run];
     }
+    run_ = run;
     return n_loss;
   }
 
@@ -216,28 +222,34 @@ class Decoder {
                           std::span(flags_).subspan(first, count),
                           std::span(messages_).subspan(first, count),
                           {}};
-    const std::vector<std::uint8_t> kind = kinds(facts);
-    std::vector<std::uint8_t> decided;
     if (decision_.policy) {
-      decided = decide(*decision_.policy, facts,
-                       {std::span(verdict_messages_).subspan(turns, n_turns),
-                        std::span(verdicts_).subspan(turns, n_turns), turns_[d]});
+      decide(*decision_.policy, facts,
+             {std::span(verdict_messages_).subspan(turns, n_turns), std::span(verdicts_).subspan(turns, n_turns),
+              turns_[d]},
+             decided_);
+    } else {
+      set_kinds(facts, decided_.kind);
     }
+    // Of one's own: stores of bytes, as all of these are, would have each read again for every run.
+    const std::span<const std::uint8_t> roles = facts.roles, parts = facts.parts, flags = facts.flags,
+                                        kinds = decided_.kind, allowed = decided_.loss;
+    const std::span<const std::int32_t> ends = std::span(ends_).subspan(first, count);
+    const bool anew = decision_.policy.has_value(), weighted = row_weights_[r] < row_weights_[r + 1];
+    const auto row_begin = static_cast<std::size_t>(out.run_offsets.back());
+    std::int32_t at = start;
     for (std::size_t k = 0; k < count; ++k) {
-      const std::size_t run = first + k;
-      const bool loss = decision_.policy ? decided[k] != 0 : (flags_[run] & flag::loss) != 0;
-      if (roles_[run] == role::padding || kind[k] > part::last)
+      const bool loss = anew ? allowed[k] != 0 : (flags[k] & flag::loss) != 0;
+      if (roles[k] == role::padding || kinds[k] > part::last) {
         wrong("row " + std::to_string(r) + ": padding inside a document");
-      const float factor = decision_.weights[roles_[run] * std::size_t{8} + kind[k]];
-      std::int32_t at = run == first ? start : ends_[run - 1];
-      if (loss && at == start && !continues) {  // nothing before it predicts it
-        push(at + 1, roles_[run], parts_[run], 0.0F, false, out);
-        ++at;
       }
-      while (at < ends_[run]) {
-        std::int32_t stop = ends_[run];
-        const float weight = weight_at(r, at, stop) * factor;
-        push(stop, roles_[run], parts_[run], loss ? weight : 0.0F, loss && weight > 0, out);
+      const float factor = decision_.weights[roles[k] * std::size_t{8} + kinds[k]];
+      if (loss && at == start && !continues) {  // nothing before it predicts it
+        push({++at, 0.0F, roles[k], parts[k], false}, row_begin, out);
+      }
+      while (at < ends[k]) {
+        std::int32_t stop = ends[k];
+        const float weight = weighted ? weight_at(r, at, stop) * factor : factor;
+        push({stop, loss ? weight : 0.0F, roles[k], parts[k], loss && weight > 0}, row_begin, out);
         at = stop;
       }
     }
@@ -256,17 +268,16 @@ class Decoder {
     return weights_[weight_];
   }
 
-  static void push(std::int32_t end, std::uint8_t role, std::uint8_t part, float weight, bool loss, Block& out) {
-    const auto row_begin = static_cast<std::size_t>(out.run_offsets.back());
+  // row_begin: where the runs of its row begin.
+  static void push(const Run& run, std::size_t row_begin, Block& out) {
     if (out.runs.size() > row_begin) {
       Run& last = out.runs.back();
-      if (last.role == role && last.part == part && last.weight == weight &&
-          last.loss == static_cast<std::uint8_t>(loss)) {
-        last.end = end;
+      if (last.role == run.role && last.part == run.part && last.weight == run.weight && last.loss == run.loss) {
+        last.end = run.end;
         return;
       }
     }
-    out.runs.push_back({end, weight, role, part, static_cast<std::uint8_t>(loss)});
+    out.runs.push_back(run);
   }
 
   std::int64_t length_;
@@ -280,6 +291,7 @@ class Decoder {
   std::vector<float> weights_;
   std::vector<std::int32_t> n_loss_;
   std::size_t run_ = 0, weight_ = 0;
+  Decided decided_;  // of the document at hand
 };
 
 }  // namespace
@@ -362,6 +374,8 @@ Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& pla
   out.run_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
   out.totals.reserve(static_cast<std::size_t>(expected_rows));
   out.document_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
+  out.runs.reserve(static_cast<std::size_t>(columns.length(runs_node) + documents));
+  out.document_ends.reserve(static_cast<std::size_t>(documents));
   out.run_offsets.push_back(0);
   out.document_offsets.push_back(0);
   Decoder decoder(columns, expected_rows, sequence_length, decision, out.parents);

@@ -16,6 +16,8 @@ void check(const FactsView& facts) {
   }
 }
 
+}  // namespace
+
 void set_kinds(const FactsView& facts, std::vector<std::uint8_t>& out) {
   check(facts);
   const auto& [roles, parts, flags, messages, weights] = facts;
@@ -41,8 +43,6 @@ void set_kinds(const FactsView& facts, std::vector<std::uint8_t>& out) {
     start = stop;
   }
 }
-
-}  // namespace
 
 std::vector<std::uint8_t> kinds(const FactsView& facts) {
   std::vector<std::uint8_t> out;

@@ -36,6 +36,7 @@ struct Trainable {
 // [tokens] the part that each token belongs to: a run of sampled literal text goes with the tool call or the reasoning
 // of the same message that stands after it, else before it.
 std::vector<std::uint8_t> kinds(const FactsView& facts);
+void set_kinds(const FactsView& facts, std::vector<std::uint8_t>& out);
 
 // [tokens] the flags with flag::loss set where the rule says so and cleared elsewhere; never set on the first token.
 // std::invalid_argument when the facts differ in length.
