@@ -277,7 +277,12 @@ void bind_order(py::module_& m) {
         const auto epoch_keys = keys_of(keys);
         const auto of = view<std::int32_t>(sources, "sources");
         const auto at = view<std::int64_t>(counts, "counts");
-        return to_numpy(without_gil([&] { return rows_at(shapes, epoch_keys, of, at); }));
+        if (of.size() != at.size()) throw py::value_error("expected one source per count");
+        return to_numpy(without_gil([&] {
+          std::vector<Stretch> stretches;
+          for (std::size_t k = 0; k < of.size(); ++k) add(stretches, {of[k], at[k], 1});
+          return rows_at(shapes, epoch_keys, stretches);
+        }));
       },
       "rows"_a, "blocks"_a, "windows"_a, "shuffle"_a, "keys"_a, "sources"_a, "counts"_a);
   const py::object interleaved_type = named_tuple(m, "Interleaved", "sources counts_before credits counts");

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdint>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -149,61 +151,72 @@ std::uint64_t Permutation::inverse(std::uint64_t value) const {
   return x;
 }
 
-std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<const Key> keys,
-                                  std::span<const std::int32_t> sources, std::span<const std::int64_t> counts) {
-  if (keys.size() != shapes.size() || sources.size() != counts.size()) {
-    throw std::invalid_argument("expected one key per shape and one source per count");
+void add(std::vector<Stretch>& stretches, const Stretch& more) {
+  if (!stretches.empty()) {
+    Stretch& last = stretches.back();
+    const bool after = more.first > last.first && last.first >= 0;
+    if (last.source == more.source && after && more.first - last.first == last.size) {
+      last.size += more.size;
+      return;
+    }
   }
+  stretches.push_back(more);
+}
+
+std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<const Key> keys,
+                                  std::span<const Stretch> stretches) {
+  if (keys.size() != shapes.size()) throw std::invalid_argument("expected one key per shape");
   for (const EpochShape& shape : shapes) {
     if (shape.rows < 1 || shape.rows > std::uint64_t{1} << 62 || shape.block < 1 || shape.block > shape.rows ||
         shape.window > shape.rows) {
       throw std::invalid_argument("rows must be in [1, 2^62], block in [1, rows], window in [0, rows]");
     }
   }
+  std::size_t size = 0;
+  for (const Stretch& stretch : stretches) {
+    if (stretch.source < 0 || static_cast<std::size_t>(stretch.source) >= shapes.size() || stretch.first < 0 ||
+        stretch.size < 0 || stretch.size > INT64_MAX - stretch.first) {
+      throw std::invalid_argument("source " + std::to_string(stretch.source) + " or count " +
+                                  std::to_string(stretch.first) + " is out of range");
+    }
+    size += static_cast<std::size_t>(stretch.size);
+  }
   struct Epoch {  // of one source, the last that was asked for
     std::int64_t first;
     std::variant<Permutation, Windows> order;
   };
   std::vector<std::optional<Epoch>> last(shapes.size());
-  std::vector<std::int64_t> out(counts.size());
-  for (std::size_t k = 0; k < counts.size();) {
-    const auto source = static_cast<std::size_t>(sources[k]);
-    if (sources[k] < 0 || source >= shapes.size() || counts[k] < 0) {
-      throw std::invalid_argument("sources[" + std::to_string(k) + "] or counts[" + std::to_string(k) +
-                                  "] is out of range");
-    }
+  std::vector<std::int64_t> out(size);
+  std::size_t done = 0;
+  for (const Stretch& stretch : stretches) {
+    const auto source = static_cast<std::size_t>(stretch.source);
     const EpochShape& shape = shapes[source];
     const auto rows = static_cast<std::int64_t>(shape.rows);
     std::optional<Epoch>& epoch = last[source];
-    const auto inside = [&](std::int64_t first) { return counts[k] >= first && counts[k] - first < rows; };
-    if (!epoch || !inside(epoch->first)) {
-      const std::int64_t number = counts[k] / rows;
-      const Key key = epoch_key(keys[source], static_cast<std::uint64_t>(number));
-      if (shape.window == 0) {
-        epoch = Epoch{number * rows, Permutation(key, shape.rows)};
-      } else {
-        epoch = Epoch{number * rows, Windows(shape, key)};
+    const std::int64_t end = stretch.first + stretch.size;
+    for (std::int64_t count = stretch.first; count < end;) {
+      if (!epoch || count < epoch->first || count - epoch->first >= rows) {
+        const std::int64_t number = count / rows;
+        const Key key = epoch_key(keys[source], static_cast<std::uint64_t>(number));
+        if (shape.window == 0) {
+          epoch = Epoch{number * rows, Permutation(key, shape.rows)};
+        } else {
+          epoch = Epoch{number * rows, Windows(shape, key)};
+        }
       }
-    }
-    const std::int64_t first = epoch->first;
-    const auto stretch = [&](const auto order) {  // neighbours of one source and epoch
-      do {
-        out[k] = static_cast<std::int64_t>(order(static_cast<std::uint64_t>(counts[k] - first)));
-      } while (++k < counts.size() && static_cast<std::size_t>(sources[k]) == source && inside(first));
-    };
-    const auto* whole = std::get_if<Permutation>(&epoch->order);
-    if (shape.shuffle && whole != nullptr) {
-      // Counts that follow each other, as they do in a source.
-      const std::size_t from = k;
-      do {
-        ++k;
-      } while (k < counts.size() && static_cast<std::size_t>(sources[k]) == source && counts[k] == counts[k - 1] + 1 &&
-               inside(first));
-      whole->stretch(static_cast<std::uint64_t>(counts[from] - first), std::span(out).subspan(from, k - from));
-    } else if (shape.shuffle) {
-      std::visit(stretch, epoch->order);
-    } else {
-      stretch([](std::uint64_t index) { return index; });
+      const std::int64_t first = count - epoch->first, n = std::min(end - count, rows - first);
+      const std::span<std::int64_t> part = std::span(out).subspan(done, static_cast<std::size_t>(n));
+      if (!shape.shuffle) {
+        std::iota(part.begin(), part.end(), first);
+      } else if (const auto* whole = std::get_if<Permutation>(&epoch->order)) {
+        whole->stretch(static_cast<std::uint64_t>(first), part);
+      } else {
+        const auto& windows = std::get<Windows>(epoch->order);
+        auto index = static_cast<std::uint64_t>(first);
+        for (std::int64_t& row : part) row = static_cast<std::int64_t>(windows(index++));
+      }
+      count += n;
+      done += part.size();
     }
   }
   return out;

@@ -48,10 +48,19 @@ struct EpochShape {
   std::uint64_t window;  // blocks; 0 is all of them
 };
 
-// rows[k] is the row that stands at counts[k] (rows delivered before it) of source sources[k]; the epoch is counts[k] /
-// rows of that source. std::invalid_argument for a count below 0, a source without shape, or a shape out of range.
+// Places in the order of one source that follow each other: counts (rows delivered before) first, first + 1, ...
+struct Stretch {
+  std::int32_t source;
+  std::int64_t first, size;
+};
+
+// Adds a stretch, to the last one where it goes on from there.
+void add(std::vector<Stretch>& stretches, const Stretch& more);
+
+// The rows that stand there, one stretch after the other; the epoch is count / rows of the source.
+// std::invalid_argument for a count below 0, a source without shape, or a shape out of range.
 std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<const Key> keys,
-                                  std::span<const std::int32_t> sources, std::span<const std::int64_t> counts);
+                                  std::span<const Stretch> stretches);
 
 // Where a source of a mixture stands.
 struct SourcePlace {

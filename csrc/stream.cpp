@@ -1,7 +1,6 @@
 #include "stream.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -32,9 +31,10 @@ void Planner::plan(const Place& place, std::size_t most, Plan& out) const {
     throw std::invalid_argument("expected one place and rate per source");
   }
   const bool all_ranks = shape_.totals && shape_.batch < shape_.global_batch;
-  // Of the positions of all the batches, one after the other, as far as their rows are wanted.
-  std::vector<std::int32_t> sources, of_batch;
-  std::vector<std::int64_t> counts, counts_of_batch;
+  // At the positions of all the batches, one after the other, as far as their rows are wanted.
+  std::vector<Stretch> stretches;
+  std::size_t first = 0;
+  std::vector<std::int64_t> counts;  // of a batch
   Place at = place;
   at.within = 0;
   std::size_t planned = 0;
@@ -48,30 +48,33 @@ void Planner::plan(const Place& place, std::size_t most, Plan& out) const {
     }
     const std::int64_t own = std::min(shape_.rank * slice(), positions), own_last = std::min(own + slice(), positions);
     const std::int64_t begin = all_ranks ? 0 : own, end = all_ranks ? positions : own_last;
-    const std::size_t first = counts.size(), last = first + static_cast<std::size_t>(end - begin);
     if (n == 1) {
-      sources.resize(last, 0);
-      counts.resize(last);
-      std::iota(counts.begin() + static_cast<std::ptrdiff_t>(first), counts.end(), at.sources[0].count + begin);
+      add(stretches, {0, at.sources[0].count + begin, end - begin});
       at.sources[0].count += positions;
     } else {
-      of_batch = interleave(rates_, at.sources, positions, counts_of_batch);
-      sources.insert(sources.end(), of_batch.begin() + begin, of_batch.begin() + end);
-      counts.insert(counts.end(), counts_of_batch.begin() + begin, counts_of_batch.begin() + end);
+      const std::vector<std::int32_t> mixed = interleave(rates_, at.sources, positions, counts);
+      for (auto k = static_cast<std::size_t>(begin); k < static_cast<std::size_t>(end); ++k) {
+        add(stretches, {mixed[k], counts[k], 1});
+      }
     }
     at.position += positions;
     if (out.batches.size() == planned) out.batches.emplace_back();
     Plan::GlobalBatch& batch = out.batches[planned];
     batch.first = first;
-    batch.last = last;
+    batch.last = first + static_cast<std::size_t>(end - begin);
     batch.own = first + static_cast<std::size_t>(own - begin);
     batch.own_last = first + static_cast<std::size_t>(own_last - begin);
     batch.after = at;
+    first = batch.last;
   }
   out.batches.resize(planned);
-  const std::vector<std::int64_t> rows = rows_at(shape_.sources, shape_.keys, sources, counts);
+  const std::vector<std::int64_t> rows = rows_at(shape_.sources, shape_.keys, stretches);
   out.rows.resize(rows.size());
-  for (std::size_t k = 0; k < rows.size(); ++k) out.rows[k] = {sources[k], rows[k]};
+  auto row = rows.begin();
+  auto to = out.rows.begin();
+  for (const Stretch& stretch : stretches) {
+    for (std::int64_t k = 0; k < stretch.size; ++k) *to++ = {stretch.source, *row++};
+  }
 }
 
 Job::Rows Planner::rows(const Plan& plan, const Plan::GlobalBatch& batch, std::int64_t from, std::int64_t to) {
