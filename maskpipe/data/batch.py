@@ -72,10 +72,12 @@ _Value = TypeVar("_Value")
 class _Lazy:
     """An attribute that is made when it is first used. It stands with the others then, where Python looks first."""
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
+    def __init__(self, make: Callable[[Any], Any], doc: str | None) -> None:
         self.make = make
-        self.name = make.__name__
-        self.__doc__ = make.__doc__
+        self.__doc__ = doc
+
+    def __set_name__(self, _kind: type, name: str) -> None:
+        self.name = name
 
     def __get__(self, batch: Batch | None, _kind: type | None = None) -> Any:
         if batch is None:
@@ -86,7 +88,17 @@ class _Lazy:
 
 def _made(make: Callable[[Any], _Value]) -> _Value:
     """A read-only attribute of a batch: what the core made, else what `make` makes when it is first used."""
-    return cast("_Value", _Lazy(make))
+    return cast("_Value", _Lazy(make, make.__doc__))
+
+
+def _fact(name: str, doc: str | None = None) -> Tensor:
+    """The same, of what the core knows of rows, segments and runs."""
+
+    def make(batch: Batch) -> Tensor:
+        assert batch._given is not None, name
+        return to_tensor(_core.delivered_fact(batch._given, name))
+
+    return cast("Tensor", _Lazy(make, doc))
 
 
 class Batch:
@@ -176,63 +188,20 @@ class Batch:
             raise UsageError("this batch comes from no loader, so there is no state after it")
         return self._run.state_at(self._numbers.place)
 
-    @_made
-    def cu_seqlens(self) -> Tensor:
-        return self._fact("cu_seqlens")
-
-    @_made
-    def segment_numbers(self) -> Tensor:
-        return self._fact("segment_numbers")
-
-    @_made
-    def branches(self) -> Tensor:
-        return self._fact("branches")
-
-    @_made
-    def pairs(self) -> Tensor:
-        return self._fact("pairs")
-
-    @_made
-    def parents(self) -> Tensor:
-        return self._fact("parents")
-
-    @_made
-    def scores(self) -> Tensor:
-        return self._fact("scores")
-
-    @_made
-    def desirable(self) -> Tensor:
-        return self._fact("desirable")
-
-    @_made
-    def run_ends(self) -> Tensor:
-        return self._fact("run_ends")
-
-    @_made
-    def run_roles(self) -> Tensor:
-        return self._fact("run_roles")
-
-    @_made
-    def run_parts(self) -> Tensor:
-        return self._fact("run_parts")
-
-    @_made
-    def run_loss(self) -> Tensor:
-        return self._fact("run_loss")
-
-    @_made
-    def run_weights(self) -> Tensor:
-        return self._fact("run_weights")
-
-    @_made
-    def sources(self) -> Tensor:
-        """[B] int32 index of the dataset, -1 for a row of padding; on the CPU."""
-        return self._fact("sources")
-
-    @_made
-    def rows(self) -> Tensor:
-        """[B] int64 row of the dataset, -1 for a row of padding; on the CPU."""
-        return self._fact("rows")
+    cu_seqlens = _fact("cu_seqlens")
+    segment_numbers = _fact("segment_numbers")
+    branches = _fact("branches")
+    pairs = _fact("pairs")
+    parents = _fact("parents")
+    scores = _fact("scores")
+    desirable = _fact("desirable")
+    run_ends = _fact("run_ends")
+    run_roles = _fact("run_roles")
+    run_parts = _fact("run_parts")
+    run_loss = _fact("run_loss")
+    run_weights = _fact("run_weights")
+    sources = _fact("sources", "[B] int32 index of the dataset, -1 for a row of padding; on the CPU.")
+    rows = _fact("rows", "[B] int64 row of the dataset, -1 for a row of padding; on the CPU.")
 
     @_made
     def labels(self) -> Tensor:
@@ -491,11 +460,6 @@ class Batch:
         whole = _core.delivered_whole(self._given)
         step = None if whole is None else Step(*whole)
         return Numbers(*_core.delivered_numbers(self._given), step, _core.delivered_place(self._given))
-
-    def _fact(self, name: str) -> Tensor:
-        """What the core knows of rows, segments and runs."""
-        assert self._given is not None, name
-        return to_tensor(_core.delivered_fact(self._given, name))
 
     def _runs(self, values: Tensor) -> Tensor:
         return self._spread(values, self.run_ends.diff(prepend=self.run_ends.new_zeros(1)))
