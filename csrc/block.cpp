@@ -374,11 +374,12 @@ Block decode_block(Bytes facts, const BatchLayout& layout, const BatchPlace& pla
   out.run_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
   out.totals.reserve(static_cast<std::size_t>(expected_rows));
   out.document_offsets.reserve(static_cast<std::size_t>(expected_rows) + 1);
-  out.runs.reserve(static_cast<std::size_t>(columns.length(runs_node) + documents));
-  out.document_ends.reserve(static_cast<std::size_t>(documents));
   out.run_offsets.push_back(0);
   out.document_offsets.push_back(0);
-  Decoder decoder(columns, expected_rows, sequence_length, decision, out.parents);
+  Decoder decoder(columns, expected_rows, sequence_length, decision,
+                  out.parents);  // all columns are as long as they say
+  out.runs.reserve(static_cast<std::size_t>(columns.length(runs_node) + documents));
+  out.document_ends.reserve(static_cast<std::size_t>(documents));
   for (std::int64_t r = 0; r < expected_rows; ++r) decoder.row(static_cast<std::size_t>(r), out);
   out.runs.shrink_to_fit();
   out.document_ends.shrink_to_fit();

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <new>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -370,6 +371,9 @@ void Reader::explained(const Found& found, Call call) {
     throw std::runtime_error(describe(*found.shard, found.row, wrong));
   } catch (const std::invalid_argument& wrong) {
     throw std::runtime_error(found.shard->file.path() + ": " + wrong.what() + "; needed for row " +
+                             std::to_string(found.row));
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error(found.shard->file.path() + ": there is not enough memory to read row " +
                              std::to_string(found.row));
   }
 }

@@ -106,6 +106,18 @@ void ShardFile::prove_regions(std::int64_t begin, std::int64_t end, const OpenFi
   }
 }
 
+void ShardFile::prove_regions_in(Bytes bytes, std::int64_t begin) const {
+  while (!bytes.empty()) {
+    const std::int64_t region = begin / region_size;
+    const std::size_t size = std::min<std::size_t>(region_size, bytes.size());
+    if (xxh3(bytes.data(), size) != hashes_.regions[static_cast<std::size_t>(region)]) {
+      throw WrongBytes{region, wrong_bytes};
+    }
+    bytes = bytes.subspan(size);
+    begin += region_size;
+  }
+}
+
 // [begin, end) do not have their hash: which region it is.
 void ShardFile::blame(std::int64_t begin, std::int64_t end, const OpenFile& file) const {
   prove_regions(begin, end, file);
@@ -121,13 +133,7 @@ std::vector<BatchPlace> ShardFile::read_footer(Scratch& scratch) {
   for (std::int64_t begin = (size_ - tail_size) / region_size * region_size;;) {
     bytes.clear();
     append(*scratch.file, bytes, begin, size_);
-    for (std::int64_t at = begin; proves() && at < size_; at += region_size) {
-      const std::int64_t size = std::min(region_size, size_ - at), region = at / region_size;
-      if (xxh3(bytes.data() + (at - begin), static_cast<std::size_t>(size)) !=
-          hashes_.regions[static_cast<std::size_t>(region)]) {
-        throw WrongBytes{region, wrong_bytes};
-      }
-    }
+    if (proves()) prove_regions_in(bytes, begin);
     const Bytes all(bytes);
     const std::int64_t length = footer_size(all.last(tail_size), size_), footer = size_ - tail_size - length;
     if (footer < begin) {
@@ -159,10 +165,11 @@ ShardFile::Facts ShardFile::read_facts(const std::vector<BatchPlace>& places, st
     ids = ids_place(out.layout);
   } catch (const std::invalid_argument&) {
     if (proves()) {
-      prove_regions(begin, body, file);
-      std::vector<std::uint8_t> again;
-      append(file, again, begin, body);
-      if (again != bytes) {
+      const std::int64_t first = begin / region_size * region_size;
+      std::vector<std::uint8_t> whole;
+      append(file, whole, first, std::min((body + region_size - 1) / region_size * region_size, size_));
+      prove_regions_in(whole, first);
+      if (!std::ranges::equal(bytes, Bytes(whole).subspan(static_cast<std::size_t>(begin - first), bytes.size()))) {
         throw WrongBytes{begin / region_size, "bytes " + std::to_string(begin) + " to " + std::to_string(body - 1) +
                                                   " changed while they were read"};
       }

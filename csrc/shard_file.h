@@ -86,6 +86,8 @@ class ShardFile {
  private:
   bool proves() const { return verify_ == Verify::every_read; }
   void prove_regions(std::int64_t begin, std::int64_t end, const OpenFile& file) const;
+  // Whole regions, which were read from `begin` on.
+  void prove_regions_in(Bytes bytes, std::int64_t begin) const;
   [[noreturn]] void blame(std::int64_t begin, std::int64_t end, const OpenFile& file) const;
 
   std::string path_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import mmap
@@ -12,16 +13,20 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 import maskpipe
 from maskpipe import _core
 from maskpipe.errors import DatasetError
+from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.manifest import manifest_hash
+from maskpipe.shards.reader import Dataset
 from tests.made_datasets import chat, publish_documents
 
 torch = pytest.importorskip("torch")
@@ -274,6 +279,36 @@ def test_hashes_that_were_written_wrong_are_refused(tmp_path: Path) -> None:
     (tmp_path / "d" / "manifest.sha256").write_bytes(manifest_hash(raw))
     with pytest.raises(DatasetError, match=r"region 0 .*not what their own hash says, though the region is .*row \d"):
         next(Loader(tmp_path / "d", global_batch_size=3))
+
+
+def test_numbers_that_lie_under_right_hashes_are_refused_or_change_no_id(tmp_path: Path) -> None:
+    """Who wrote them made all hashes anew: lengths, offsets, counts of the metadata, one after the other."""
+    manifest = publish_documents(tmp_path / "d", [chat(45 + row, row) for row in range(4)], rows_per_shard=4)
+    (shard,) = manifest.shards
+    path = tmp_path / "d" / shard.name
+    data = path.read_bytes()
+    whole = next(Loader(tmp_path / "d", global_batch_size=4, shuffle=False, threads=0)).input_ids.clone()
+    first, size, _ = _core.read_footer(data[-10 - _core.footer_size(data[-10:], len(data)) : -10], len(data))[0]
+    seen: Counter[str] = Counter()
+    for place in range(first, first + size, 8):
+        for value in (-1, 8, 2**31 - 1, 2**62):
+            forged = data[:place] + value.to_bytes(8, "little", signed=True) + data[place + 8 :]
+            path.write_bytes(forged)
+            regions, batches = xxhash.xxh3_64_hexdigest(forged), shard.batches
+            with contextlib.suppress(ValueError):
+                batches = batch_hashes(lambda size, offset, of=forged: of[offset : offset + size], len(forged))
+            entry = replace(shard, regions=regions, batches=batches)
+            dataset = Dataset(tmp_path / "d", replace(manifest, shards=(entry,)))
+            try:
+                batch = next(Loader(dataset, global_batch_size=4, shuffle=False, threads=0, io="mmap"))
+            except DatasetError as error:
+                assert shard.name in str(error), (place, value, error)
+                seen["refused"] += 1
+            else:
+                assert torch.equal(batch.input_ids, whole)
+                seen["the same ids"] += 1
+    print(f"{seen.total()} numbers of a record batch: {dict(seen)}")
+    assert seen["refused"] > 200
 
 
 @pytest.mark.parametrize("what", ["missing", "link", "directory", "pipe"])
