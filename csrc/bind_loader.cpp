@@ -280,14 +280,7 @@ void bind_order(py::module_& m) {
         if (of.size() != at.size()) throw py::value_error("expected one source per count");
         return to_numpy(without_gil([&] {
           std::vector<Stretch> stretches;
-          for (std::size_t begin = 0, k = 0; k < of.size(); begin = k) {
-            const auto behind = [&] {
-              return static_cast<std::uint64_t>(at[k]) - static_cast<std::uint64_t>(at[begin]);
-            };
-            do ++k;
-            while (k < of.size() && of[k] == of[begin] && behind() == k - begin);
-            stretches.push_back({of[begin], at[begin], static_cast<std::int64_t>(k - begin)});
-          }
+          add(stretches, of, at);
           return rows_at(shapes, epoch_keys, stretches);
         }));
       },

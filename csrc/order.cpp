@@ -163,6 +163,18 @@ void add(std::vector<Stretch>& stretches, const Stretch& more) {
   stretches.push_back(more);
 }
 
+void add(std::vector<Stretch>& stretches, std::span<const std::int32_t> sources, std::span<const std::int64_t> counts) {
+  for (std::size_t k = 0; k < counts.size();) {
+    const std::size_t first = k++;
+    const auto count = static_cast<std::uint64_t>(counts[first]);
+    while (k < counts.size() && sources[k] == sources[first] &&
+           static_cast<std::uint64_t>(counts[k]) == count + (k - first)) {
+      ++k;
+    }
+    add(stretches, {sources[first], counts[first], static_cast<std::int64_t>(k - first)});
+  }
+}
+
 std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<const Key> keys,
                                   std::span<const Stretch> stretches) {
   if (keys.size() != shapes.size()) throw std::invalid_argument("expected one key per shape");

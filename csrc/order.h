@@ -57,6 +57,9 @@ struct Stretch {
 // Adds a stretch, to the last one where it goes on from there.
 void add(std::vector<Stretch>& stretches, const Stretch& more);
 
+// The same of single places: counts[k] of source sources[k]; as many of the one as of the other.
+void add(std::vector<Stretch>& stretches, std::span<const std::int32_t> sources, std::span<const std::int64_t> counts);
+
 // The rows that stand there, one stretch after the other; the epoch is count / rows of the source.
 // std::invalid_argument for a count below 0, a source without shape, or a shape out of range.
 std::vector<std::int64_t> rows_at(std::span<const EpochShape> shapes, std::span<const Key> keys,

@@ -1,6 +1,7 @@
 #include "stream.h"
 
 #include <algorithm>
+#include <span>
 #include <stdexcept>
 #include <utility>
 
@@ -53,9 +54,8 @@ void Planner::plan(const Place& place, std::size_t most, Plan& out) const {
       at.sources[0].count += positions;
     } else {
       const std::vector<std::int32_t> mixed = interleave(rates_, at.sources, positions, counts);
-      for (auto k = static_cast<std::size_t>(begin); k < static_cast<std::size_t>(end); ++k) {
-        add(stretches, {mixed[k], counts[k], 1});
-      }
+      const auto from = static_cast<std::size_t>(begin), size = static_cast<std::size_t>(end - begin);
+      add(stretches, std::span(mixed).subspan(from, size), std::span(counts).subspan(from, size));
     }
     at.position += positions;
     if (out.batches.size() == planned) out.batches.emplace_back();
