@@ -113,27 +113,27 @@ std::uint64_t Permutation::operator()(std::uint64_t index) const {
 
 void Permutation::stretch(std::uint64_t first, std::span<std::int64_t> out) const {
   constexpr std::size_t at_once = 256;
-  std::uint64_t values[at_once];
   std::uint16_t outside[at_once];  // places of values that walk on
   for (std::size_t begin = 0; begin < out.size(); begin += at_once) {
-    const std::size_t n = std::min(at_once, out.size() - begin);
+    const std::span<std::int64_t> values = out.subspan(begin, std::min(at_once, out.size() - begin));
     std::size_t left = 0;
-    for (std::size_t k = 0; k < n; ++k) {
-      values[k] = once(first + begin + k);
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      const std::uint64_t value = once(first + begin + k);
+      values[k] = static_cast<std::int64_t>(value);
       outside[left] = static_cast<std::uint16_t>(k);
-      left += values[k] >= size_;
+      left += value >= size_;
     }
     while (left > 0) {
       std::size_t still = 0;
       for (std::size_t k = 0; k < left; ++k) {
         const std::uint16_t at = outside[k];
-        values[at] = once(values[at]);
+        const std::uint64_t value = once(static_cast<std::uint64_t>(values[at]));
+        values[at] = static_cast<std::int64_t>(value);
         outside[still] = at;
-        still += values[at] >= size_;
+        still += value >= size_;
       }
       left = still;
     }
-    for (std::size_t k = 0; k < n; ++k) out[begin + k] = static_cast<std::int64_t>(values[k]);
   }
 }
 
