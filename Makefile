@@ -39,7 +39,7 @@ fuzz: $(VENV)/tests
 	export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 ARROW_DEFAULT_MEMORY_POOL=system \
 	PYTHONPATH=build/sanitize:. TOKENIZERS_PARALLELISM=false; \
-	$(FUZZ) lines 50000 && $(FUZZ) shards 100000 && $(FUZZ) manifests 100000
+	$(FUZZ) lines 50000 && $(FUZZ) shards 100000 && $(FUZZ) loads 30000 && $(FUZZ) manifests 100000
 
 faults: $(VENV)/tests
 	nice $(BIN)/python -m tests.faults.campaign

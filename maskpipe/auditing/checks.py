@@ -32,7 +32,7 @@ from maskpipe.shards.format import MANIFEST
 from maskpipe.shards.manifest import Counts, Manifest, fingerprint
 from maskpipe.shards.reader import Dataset, ShardReader
 from maskpipe.shards.rows import Rows, count, digests, run_arrays, wrong_document, wrong_verdict
-from maskpipe.shards.verify import Ledger, check_shard_bytes
+from maskpipe.shards.verify import Ledger, check_batches, check_shard_bytes
 from maskpipe.tokenizer import Tokenizer
 
 MAX_PLACES = 20
@@ -156,6 +156,8 @@ class _Pass:
         if reader is None:
             return None
         try:
+            with problems.under("MP501", entry.name):
+                check_batches(entry, reader)
             for k in range(reader.n_batches):
                 with problems.under("MP502", entry.name):
                     rows = reader.raw_batch(k)

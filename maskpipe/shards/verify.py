@@ -133,18 +133,23 @@ def check_shard_bytes(directory: Path, entry: Shard) -> None:
             raise DatasetError(f"{member.where}: its bytes are not what the manifest says; {REPAIR}")
 
 
+def check_batches(entry: Shard, reader: ShardReader) -> None:
+    """DatasetError unless the record batches of the shard have the hashes listed."""
+    try:
+        batches = batch_hashes(reader.file.pread, entry.size)
+    except ValueError as error:
+        raise reader.wrong(str(error)) from None
+    if batches != entry.batches:
+        raise DatasetError(f"{reader.member.where}: batches are not the hashes of its record batches; {REPAIR}")
+
+
 def _check_shard(directory: Path, manifest: Manifest, number: int, ledger: Ledger) -> bytes:
     """The digests of the shard's rows."""
     entry = manifest.shards[number]
     check_shard_bytes(directory, entry)
     reader = ShardReader(directory, manifest, number)
     try:
-        try:
-            batches = batch_hashes(reader.file.pread, entry.size)
-        except ValueError as error:
-            raise reader.wrong(str(error)) from None
-        if batches != entry.batches:
-            raise DatasetError(f"{directory / entry.name}: batches are not the hashes of its record batches; {REPAIR}")
+        check_batches(entry, reader)
         parts, row_digests = [], []
         for k in range(reader.n_batches):
             rows = reader.batch(k)

@@ -1,6 +1,6 @@
 """Mutants by the ten thousand: chat lines, shards, manifests. A mutant is refused, or means what it says; nothing else.
 
-    python -m tests.attacks.fuzz lines 50000 --seed 1      shards 100000      manifests 100000
+    python -m tests.attacks.fuzz lines 50000 --seed 1      shards 100000      loads 30000      manifests 100000
 
 Run under AddressSanitizer and UBSan by `make fuzz`. A failing mutant is written to the directory of `--keep`.
 """
@@ -33,7 +33,7 @@ from maskpipe.shards import rows as rows_module
 from maskpipe.shards.batches import batch_hashes
 from maskpipe.shards.format import REGION_SIZE
 from maskpipe.shards.manifest import Manifest, Shard, manifest_hash
-from maskpipe.shards.reader import ShardReader
+from maskpipe.shards.reader import Dataset, ShardReader
 from maskpipe.shards.reader import open as open_dataset
 from maskpipe.shards.verify import verify
 from maskpipe.sources import open_sources
@@ -329,18 +329,8 @@ def fuzz_shards(count: int, seed: int, keep: Callable[[bytes], None]) -> Counter
             data = arrow_file(mutated_rows(rows, chance), schema) if kind == "rows" else mutated_bytes(good, chance)
             if data == good:
                 continue
-            with open(path, "r+b", buffering=0) as file:  # the same file each time: no directory is touched
-                os.pwrite(file.fileno(), data, 0)
-                os.ftruncate(file.fileno(), len(data))
-            regions = "".join(
-                xxhash.xxh3_64_hexdigest(data[at : at + REGION_SIZE]) for at in range(0, len(data), REGION_SIZE)
-            )
-            try:
-                batches = batch_hashes(lambda size, offset, file=data: file[offset : offset + size], len(data))
-            except ValueError:
-                batches = entry.batches
-            forged = Shard(entry.name, len(data), entry.sha256, regions, batches, entry.counts)
-            sealed = manifest if kind == "unsealed" else replace(manifest, shards=(forged,))
+            put(path, data)
+            sealed = manifest if kind == "unsealed" else replace(manifest, shards=(with_hashes(entry, data),))
             try:
                 results[f"{kind} {judge_shard(out, sealed, before, whole)}"] += 1
             except BaseException:
@@ -348,6 +338,25 @@ def fuzz_shards(count: int, seed: int, keep: Callable[[bytes], None]) -> Counter
                 raise
             assert kind != "unsealed" or not results["unsealed same rows"], "changed bytes passed under their old hash"
     return results
+
+
+def put(path: Path, data: bytes) -> None:
+    """In the same file each time: no directory is touched."""
+    with open(path, "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), data, 0)
+        os.ftruncate(file.fileno(), len(data))
+
+
+def with_hashes(entry: Shard, data: bytes) -> Shard:
+    """The entry of a shard that has these bytes, as far as hashes go."""
+    regions = "".join(xxhash.xxh3_64_hexdigest(data[at : at + REGION_SIZE]) for at in range(0, len(data), REGION_SIZE))
+    try:
+        batches = batch_hashes(lambda size, offset: data[offset : offset + size], len(data))
+    except ValueError:
+        batches = ""
+    if len(batches) != len(entry.batches):  # of no use to anyone: the manifest would be refused
+        batches = entry.batches
+    return Shard(entry.name, len(data), entry.sha256, regions, batches, entry.counts)
 
 
 def judge_shard(out: Path, manifest: Manifest, before: bytes, whole: list[bytes]) -> str:
@@ -371,6 +380,66 @@ def judge_shard(out: Path, manifest: Manifest, before: bytes, whole: list[bytes]
         assert raw_of(rows) == whole, "other rows with the digests of the right ones"
         return "same rows"
     return "other rows, so another fingerprint"
+
+
+# --- shards, through the loader's own reader --------------------------------------------------------------------------
+
+
+def fuzz_loads(count: int, seed: int, keep: Callable[[bytes], None]) -> Counter[str]:
+    from maskpipe.data import Loader
+
+    chance = random.Random(seed)
+    results: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(dir=fast_directory()) as directory:
+        made = []
+        for number, (length, documents) in enumerate(((48, [16, 9, 5, 40]), (301, [300, 77, 150, 299, 31, 12]))):
+            out = Path(directory) / str(number)
+            manifest = publish_documents(out, chats(documents), sequence_length=length, rows_per_shard=len(documents))
+            good = (out / manifest.shards[0].name).read_bytes()
+            right = next(Loader(out, global_batch_size=len(open_dataset(out)), shuffle=False, threads=0))
+            made.append((out, manifest, good, right.input_ids.clone()))
+        while sum(results.values()) < count:
+            out, manifest, good, ids = chance.choice(made)
+            data = mutated_bytes(good, chance)
+            if data == good or not data:
+                continue
+            (entry,) = manifest.shards
+            put(out / entry.name, data)
+            kind = chance.choice(("sealed", "sealed", "sealed", "unsealed"))
+            sealed = manifest if kind == "unsealed" else replace(manifest, shards=(with_hashes(entry, data),))
+            verify = "off" if kind == "sealed" and chance.random() < 0.3 else "every_read"
+            loader = Loader(
+                Dataset(out, sealed), global_batch_size=len(ids), shuffle=False, verify=verify,
+                threads=chance.choice((0, 0, 0, 2)), io=chance.choice(("pread", "mmap")),
+                train_on=chance.choice((None, "assistant")),
+                columns=("labels", "targets", "position_ids", "loss_weights"),
+            )  # fmt: skip
+            try:
+                results[f"{kind} {verify} {judge_load(loader, entry.name, ids if verify != 'off' else None)}"] += 1
+            except BaseException:
+                keep(data)
+                raise
+            finally:
+                loader.close()  # a mapped file that is read ahead must not shrink
+            assert not results["unsealed every_read read"], "changed bytes passed under their old hash"
+    return results
+
+
+def judge_load(loader: Any, name: str, ids: Any) -> str:
+    """ids: what the batch must hold, if it is anything that is sure."""
+    try:
+        batch = next(loader)
+    except DatasetError as error:
+        assert name in str(error), f"names no shard: {error}"
+        return "refused"
+    assert ids is None or bool((batch.input_ids == ids).all()), "other ids under the hashes of their rows"
+    labels, runs, ends = batch.labels, batch.run_ends.tolist(), batch.cu_seqlens.tolist()
+    assert bool(((labels == batch.input_ids) | (labels == -100)).all()), "a label that is not the token's id"
+    assert int(batch.position_ids.min()) == 0 and int(batch.position_ids.max()) < 2 * loader.sequence_length
+    for places in (runs, ends[1:]):
+        assert places[-1] == labels.numel() and places == sorted(set(places)), "runs or segments do not tile the batch"
+    assert bool((batch.loss_weights >= 0).all()), "a negative weight"
+    return "read"
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------
@@ -441,7 +510,7 @@ def judge_manifest(out: Path, data: bytes, right: Manifest) -> str:
 
 # --- running them -----------------------------------------------------------------------------------------------------
 
-CAMPAIGNS = {"lines": fuzz_lines, "shards": fuzz_shards, "manifests": fuzz_manifests}
+CAMPAIGNS = {"lines": fuzz_lines, "shards": fuzz_shards, "loads": fuzz_loads, "manifests": fuzz_manifests}
 
 
 def fast_directory() -> str | None:

@@ -583,6 +583,12 @@ def manifest_counts_more_loss(out: Path) -> None:
     forge.seal(out, replace(manifest, shards=(replace(shard, counts=counts),)))
 
 
+def hash_of_a_batch_changed(out: Path) -> None:
+    manifest = maskpipe.open(out).manifest
+    (shard,) = manifest.shards
+    forge.seal(out, replace(manifest, shards=(replace(shard, batches="0" * len(shard.batches)),)))
+
+
 def reject_not_listed(out: Path) -> None:
     forge.with_file(out, REJECTS, b"")
 
@@ -614,6 +620,7 @@ def foreign_file(out: Path) -> None:
 FILES = (
     ("S16", "MP501", byte_changed),
     ("S16", "MP501", foreign_file),
+    ("S16", "MP501", hash_of_a_batch_changed),
     ("S22", "MP503", manifest_counts_more_loss),
     ("X08", "MP505", reject_not_listed),
     ("X08", "MP504", reject_that_is_kept),
