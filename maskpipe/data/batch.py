@@ -10,7 +10,8 @@ operations on whatever device the batch is on, when it is first used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,39 +67,15 @@ class Run(NamedTuple):
     state_at: Callable[[Place], dict[str, Any]] | None = None
 
 
-_Value = TypeVar("_Value")
-
-
-class _Lazy:
-    """An attribute that is made when it is first used. It stands with the others then, where Python looks first."""
-
-    def __init__(self, make: Callable[[Any], Any], doc: str | None) -> None:
-        self.make = make
-        self.__doc__ = doc
-
-    def __set_name__(self, _kind: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, batch: Batch | None, _kind: type | None = None) -> Any:
-        if batch is None:
-            return self
-        value = batch.__dict__[self.name] = self.make(batch)
-        return value
-
-
-def _made(make: Callable[[Any], _Value]) -> _Value:
-    """A read-only attribute of a batch: what the core made, else what `make` makes when it is first used."""
-    return cast("_Value", _Lazy(make, make.__doc__))
-
-
-def _fact(name: str, doc: str | None = None) -> Tensor:
-    """The same, of what the core knows of rows, segments and runs."""
+def _fact(name: str, doc: str | None = None) -> cached_property[Tensor]:
+    """What the core knows of rows, segments and runs."""
 
     def make(batch: Batch) -> Tensor:
         assert batch._given is not None, name
         return to_tensor(_core.delivered_fact(batch._given, name))
 
-    return cast("Tensor", _Lazy(make, doc))
+    make.__doc__ = doc
+    return cached_property(make)
 
 
 class Batch:
@@ -152,7 +129,7 @@ class Batch:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{name}: a Batch is read-only; write to its tensors, or collect new ones of your own")
 
-    @_made
+    @cached_property
     def input_ids(self) -> Tensor:
         ids: Tensor = self.__dict__["ids32"]
         return ids.long()
@@ -203,7 +180,7 @@ class Batch:
     sources = _fact("sources", "[B] int32 index of the dataset, -1 for a row of padding; on the CPU.")
     rows = _fact("rows", "[B] int64 row of the dataset, -1 for a row of padding; on the CPU.")
 
-    @_made
+    @cached_property
     def labels(self) -> Tensor:
         return torch.where(self._runs(self.run_loss).bool(), self.input_ids, IGNORE)
 
@@ -218,7 +195,7 @@ class Batch:
             self.__dict__["targets"] = tensor
         return tensor
 
-    @_made
+    @cached_property
     def position_ids(self) -> Tensor:
         line = torch.arange(self.input_ids.numel(), device=self.device)
         first = self.cu_seqlens[:-1].long()
@@ -227,16 +204,16 @@ class Batch:
             first = first - torch.where(self.parents > 0, self.cu_seqlens.diff()[prompts], 0)
         return (line - self._segments(first).view(-1)).view(self.input_ids.shape)
 
-    @_made
+    @cached_property
     def segment_ids(self) -> Tensor:
         return self._segments(self.segment_numbers)
 
-    @_made
+    @cached_property
     def prompt_ids(self) -> Tensor:
         """[B, L] int32: the segment_id of the prompt that the token's segment continues; 0 for none."""
         return self._segments(torch.where(self.parents > 0, self.segment_numbers - self.parents, 0))
 
-    @_made
+    @cached_property
     def predictors(self) -> Tensor | None:
         """[B, L] int64: the place in the row that predicts the token; -1 for the first of a document and in padding.
         None where no prompt is shared: then it is always the place before."""
@@ -265,15 +242,15 @@ class Batch:
         """Documents with a thumb (`desirable`) of the whole global batch, likewise: for unpaired_loss."""
         return None if self.step is None else self.step.rated
 
-    @_made
+    @cached_property
     def loss_weights(self) -> Tensor:
         return self._runs(self.run_weights)
 
-    @_made
+    @cached_property
     def role_ids(self) -> Tensor:
         return self._runs(self.run_roles)
 
-    @_made
+    @cached_property
     def part_ids(self) -> Tensor:
         return self._runs(self.run_parts)
 
@@ -454,7 +431,7 @@ class Batch:
                     "shifted labels cannot say; make the loss from LossPlan.from_batch(batch)"
                 )
 
-    @_made
+    @cached_property
     def _numbers(self) -> Numbers:
         assert self._given is not None
         whole = _core.delivered_whole(self._given)
