@@ -27,7 +27,8 @@ def one_rank(rank: int, examples: dict[str, Any], out: str, model: str, director
     torch.distributed.init_process_group("gloo")
     losses = {name: module.main(out, model, str(Path(directory) / name), steps) for name, module in examples.items()}
     (Path(directory) / f"losses-{rank}.json").write_text(json.dumps(losses))
-    torch.distributed.destroy_process_group()
+    # torch 2.13 ends gloo's threads while it holds the GIL, which one of them may wait for, to let go of a tensor.
+    os._exit(0)
 
 
 def main(out: str, model: str, directory: str, steps: int) -> int:
