@@ -401,7 +401,7 @@ def test_opening_ten_thousand_shards_costs_little_more_than_parsing_and_hashing_
         ratios.append(spent / least)
         print(f"{len(raw) / 1e6:.0f} MB of manifest opened in {spent:.2f} s of CPU time, {ratios[-1]:.2f} x the least")
     assert len(dataset) == 10_000 * rows
-    assert min(ratios) < 3
+    assert min(ratios) < 2.6  # where the least takes 0.38 s, as on two calm cores, that is a second
 
 
 # Determinism
